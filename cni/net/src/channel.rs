@@ -1,0 +1,348 @@
+//! One netlink socket: requests, their answers, and errors with the kernel's extended text.
+
+use std::{io, os::fd::AsFd, time::Duration};
+
+use netlink_packet_core::Emitable;
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::{
+    socket::{setsockopt, sockopt::ReceiveTimeout},
+    time::{TimeVal, TimeValLike},
+};
+
+use crate::attr::Reader;
+
+/// How long the kernel's answer to one request is waited for. It answers at once unless something is badly wrong.
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) const REQUEST: u16 = 0x1;
+pub(crate) const ACK: u16 = 0x4;
+pub(crate) const REPLACE: u16 = 0x100;
+pub(crate) const EXCL: u16 = 0x200;
+pub(crate) const CREATE: u16 = 0x400;
+pub(crate) const APPEND: u16 = 0x800;
+pub(crate) const DUMP: u16 = 0x300;
+const DUMP_INTERRUPTED: u16 = 0x10;
+const CAPPED: u16 = 0x100;
+const ACK_TLVS: u16 = 0x200;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const HEADER: usize = 16;
+/// The kernel's answers come in pieces of at most 32 KiB.
+const BUFFER: usize = 64 << 10;
+/// A dump that changed under the kernel's hands is taken again, this often.
+const RETRIES: usize = 8;
+
+/// A request that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {what}{}", if extended.is_empty() { String::new() } else { format!(" (the kernel says: {extended})") })]
+pub struct NetlinkError {
+    what: String,
+    extended: String,
+    source: io::Error,
+}
+
+impl NetlinkError {
+    pub(crate) fn new(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        NetlinkError {
+            what: what.into(),
+            extended: String::new(),
+            source: source.into(),
+        }
+    }
+
+    pub(crate) fn about(mut self, what: impl FnOnce() -> String) -> Self {
+        self.what = what();
+        self
+    }
+
+    /// The kernel's error number.
+    pub fn errno(&self) -> Option<i32> {
+        self.source.raw_os_error()
+    }
+
+    /// Whether the thing isn't there.
+    pub fn is_absent(&self) -> bool {
+        use nix::errno::Errno;
+        let absent = [
+            Errno::ENOENT,
+            Errno::ENODEV,
+            Errno::ENXIO,
+            Errno::ESRCH,
+            Errno::EADDRNOTAVAIL,
+        ];
+        self.errno()
+            .is_some_and(|number| absent.iter().any(|errno| *errno as i32 == number))
+    }
+
+    /// Whether the thing is there already.
+    pub fn is_present(&self) -> bool {
+        self.errno() == Some(nix::errno::Errno::EEXIST as i32)
+    }
+
+    /// Whether this kernel doesn't know the feature.
+    pub fn is_unsupported(&self) -> bool {
+        use nix::errno::Errno;
+        [Errno::EOPNOTSUPP, Errno::EPROTONOSUPPORT, Errno::EAFNOSUPPORT]
+            .iter()
+            .any(|errno| self.errno() == Some(*errno as i32))
+    }
+}
+
+/// One message of an answer.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) payload: Vec<u8>,
+}
+
+/// What a received message is.
+pub(crate) enum Received {
+    /// Part of an answer.
+    Reply(Reply),
+    /// The end of a dump.
+    Done,
+    /// Success.
+    Ack,
+    /// Failure.
+    Failed(NetlinkError),
+}
+
+#[derive(Debug)]
+pub(crate) struct Channel {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Channel {
+    pub(crate) fn open(protocol: isize) -> Result<Self, NetlinkError> {
+        let fail = |error: io::Error| NetlinkError::new("open a netlink socket", error);
+        let mut socket = Socket::new(protocol).map_err(fail)?;
+        socket.bind_auto().map_err(fail)?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(fail)?;
+        // Both only make error messages better; kernels without them still work.
+        let _ = socket.set_ext_ack(true);
+        let _ = socket.set_cap_ack(true);
+        let seconds = i64::try_from(LIMIT.as_secs()).unwrap_or(10);
+        setsockopt(&socket.as_fd(), ReceiveTimeout, &TimeVal::seconds(seconds))
+            .map_err(|e| fail(e.into()))?;
+        Ok(Channel {
+            socket,
+            sequence: 0,
+            buffer: Vec::with_capacity(BUFFER),
+        })
+    }
+
+    pub(crate) fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    /// Sends a typed message and waits for its acknowledgement.
+    pub(crate) fn tell(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        message: &impl Emitable,
+    ) -> Result<(), NetlinkError> {
+        let mut payload = vec![0; message.buffer_len()];
+        message.emit(&mut payload);
+        self.request(kind, flags | ACK, &payload).map(drop)
+    }
+
+    /// Sends one request and collects its whole answer.
+    pub(crate) fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+    ) -> Result<Vec<Reply>, NetlinkError> {
+        let mut last = Vec::new();
+        for _ in 0..RETRIES {
+            let sequence = self.next_sequence();
+            self.send(&encode(kind, flags | REQUEST, sequence, payload))?;
+            let (replies, interrupted) = self.collect(sequence, flags)?;
+            if !interrupted {
+                return Ok(replies);
+            }
+            last = replies;
+        }
+        // Something changes all the time; the last view is as good as any.
+        Ok(last)
+    }
+
+    fn collect(&mut self, sequence: u32, flags: u16) -> Result<(Vec<Reply>, bool), NetlinkError> {
+        let (mut replies, mut interrupted) = (Vec::new(), false);
+        loop {
+            for (header, received) in self.receive()? {
+                if header.sequence != sequence {
+                    continue;
+                }
+                interrupted |= header.flags & DUMP_INTERRUPTED != 0;
+                match received {
+                    Received::Failed(error) => return Err(error),
+                    Received::Done | Received::Ack => return Ok((replies, interrupted)),
+                    Received::Reply(reply) => {
+                        replies.push(reply);
+                        if flags & (ACK | DUMP) == 0 {
+                            return Ok((replies, false));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        loop {
+            match self.socket.send(bytes, 0) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(NetlinkError::new("send a netlink request", error)),
+            }
+        }
+    }
+
+    /// The next datagram's messages.
+    pub(crate) fn receive(&mut self) -> Result<Vec<(Header, Received)>, NetlinkError> {
+        const MSG_TRUNC: i32 = nix::sys::socket::MsgFlags::MSG_TRUNC.bits();
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, MSG_TRUNC) {
+                Ok(size) if size > self.buffer.len() => {
+                    let error = io::Error::other("an answer is larger than the buffer");
+                    return Err(NetlinkError::new("receive a netlink answer", error));
+                }
+                Ok(_) => return Ok(decode(&self.buffer)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let error = io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer");
+                    return Err(NetlinkError::new("receive a netlink answer", error));
+                }
+                Err(error) => return Err(NetlinkError::new("receive a netlink answer", error)),
+            }
+        }
+    }
+}
+
+/// What of a message's header matters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
+    pub(crate) sequence: u32,
+    flags: u16,
+}
+
+/// One message with its header, padded.
+pub(crate) fn encode(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(HEADER + payload.len()).unwrap_or(u32::MAX);
+    let mut bytes = Vec::with_capacity(HEADER + payload.len() + 3);
+    bytes.extend_from_slice(&length.to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&sequence.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(payload);
+    while !bytes.len().is_multiple_of(4) {
+        bytes.push(0);
+    }
+    bytes
+}
+
+fn decode(mut bytes: &[u8]) -> Vec<(Header, Received)> {
+    let mut messages = Vec::new();
+    while let Some((header, kind, payload, rest)) = split(bytes) {
+        bytes = rest;
+        let received = match kind {
+            NLMSG_ERROR => error_of(header.flags, payload),
+            // A dump that fails half-way says so in its last message.
+            NLMSG_DONE => match payload.first_chunk().map(|b| i32::from_ne_bytes(*b)) {
+                Some(code) if code < 0 => error_of(header.flags & !ACK_TLVS, payload),
+                _ => Received::Done,
+            },
+            // Control messages: no-op, overrun.
+            0..16 => continue,
+            _ => Received::Reply(Reply {
+                payload: payload.to_vec(),
+            }),
+        };
+        messages.push((header, received));
+    }
+    messages
+}
+
+fn split(bytes: &[u8]) -> Option<(Header, u16, &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+    let head = bytes.get(..HEADER)?;
+    let kind = u16::from_ne_bytes([head[4], head[5]]);
+    let flags = u16::from_ne_bytes([head[6], head[7]]);
+    let sequence = u32::from_ne_bytes([head[8], head[9], head[10], head[11]]);
+    let payload = bytes.get(HEADER..length)?;
+    let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    Some((Header { sequence, flags }, kind, payload, rest))
+}
+
+fn error_of(flags: u16, payload: &[u8]) -> Received {
+    let code = payload
+        .first_chunk()
+        .map_or(-nix::libc::EPROTO, |b| i32::from_ne_bytes(*b));
+    if code == 0 {
+        return Received::Ack;
+    }
+    let mut error = NetlinkError::new(
+        "complete a netlink request",
+        io::Error::from_raw_os_error(code.saturating_neg()),
+    );
+    if flags & ACK_TLVS != 0 {
+        // After the code comes the request's header, and its body too unless it was left out.
+        let body = payload
+            .get(4..8)
+            .and_then(|b| b.first_chunk())
+            .map_or(0, |b| u32::from_ne_bytes(*b) as usize);
+        let skip = 4 + if flags & CAPPED != 0 {
+            HEADER
+        } else {
+            body.next_multiple_of(4)
+        };
+        const NLMSGERR_ATTR_MSG: u16 = 1;
+        let text = payload
+            .get(skip..)
+            .and_then(|rest| Reader(rest).string(NLMSGERR_ATTR_MSG));
+        error.extended = text.unwrap_or_default();
+    }
+    Received::Failed(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn noise_is_decoded_without_panic(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&noise);
+        }
+    }
+
+    #[test]
+    fn messages_are_split_and_errors_speak() {
+        let mut bytes = encode(20, 0, 7, &[1, 2, 3]);
+        let mut error = (-2i32).to_ne_bytes().to_vec();
+        error.extend_from_slice(&[0; HEADER]);
+        let mut attrs = crate::attr::Attrs::default();
+        attrs.put_str(1, "no such thing");
+        error.extend_from_slice(attrs.bytes());
+        bytes.extend(encode(NLMSG_ERROR, CAPPED | ACK_TLVS, 7, &error));
+        let messages = decode(&bytes);
+        assert_eq!(messages.len(), 2);
+        assert!(matches!(&messages[0].1, Received::Reply(r) if r.payload == [1, 2, 3]));
+        let Received::Failed(error) = &messages[1].1 else {
+            panic!()
+        };
+        assert!(
+            error.is_absent() && error.to_string().ends_with("(the kernel says: no such thing)"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,150 @@
+//! Tags, digests and what a removal takes.
+
+use crate::digest::Digest;
+use crate::testing::{Compression, FakeRegistry, config_at, open_at, tar_of};
+use crate::{Images, RemoveError};
+
+const GZIP: Compression = Compression::Gzip;
+
+fn layer(text: &str) -> Vec<u8> {
+    tar_of(&[("a", text)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_tags_of_one_image_are_one_image() {
+    let registry = FakeRegistry::start();
+    let dir = tempfile::tempdir().unwrap();
+    let images = open_at(dir.path()).await;
+    let pushed = registry.push("x", "1", &[layer("x")], GZIP);
+    registry.push("x", "2", &[layer("x")], GZIP);
+    registry.push("y", "1", &[layer("x")], GZIP);
+    for name in ["x:1", "x:2", "y:1"] {
+        assert_eq!(
+            images.pull(&registry.name(name), None).await.unwrap().id,
+            pushed.id
+        );
+    }
+    let all = images.list();
+    assert_eq!(all.len(), 1);
+    assert_eq!(
+        all[0].repo_tags,
+        ["x:1", "x:2", "y:1"].map(|name| registry.name(name))
+    );
+    let digests = ["x", "y"].map(|name| registry.name(&format!("{name}@{}", pushed.digest)));
+    assert_eq!(all[0].repo_digests, digests);
+    // By tag only the tag goes, by the last one of a repository its digest, by the very last one the image.
+    let removed = images.remove(&registry.name("x:1")).await.unwrap().unwrap();
+    assert_eq!(
+        (removed.deleted, removed.untagged),
+        (false, vec![registry.name("x:1")])
+    );
+    assert!(images.find(&registry.name("x:1")).is_none());
+    let removed = images.remove(&registry.name("x:2")).await.unwrap().unwrap();
+    assert_eq!(removed.untagged, [registry.name("x:2"), digests[0].clone()]);
+    assert_eq!(images.find(&pushed.id).unwrap().repo_tags, [registry.name("y:1")]);
+    assert!(images.remove(&digests[1]).await.unwrap().unwrap().deleted);
+    assert!(images.list().is_empty());
+    assert_eq!(images.fs_usage().await.used_bytes, 0);
+    assert_eq!(images.remove(&pushed.id).await.unwrap(), None);
+    assert_eq!(images.remove("never:heard").await.unwrap(), None);
+    assert!(matches!(
+        images.remove("A//b").await,
+        Err(RemoveError::Reference(_))
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_spellings_find_an_image() {
+    let registry = FakeRegistry::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config_at(dir.path());
+    config.pinned = vec![registry.name("x")];
+    let images = Images::open(config).await.unwrap();
+    let pushed = registry.push("x", "latest", &[layer("x")], GZIP);
+    let image = images.pull(&registry.name("x"), None).await.unwrap();
+    assert!(image.pinned && image.size > 0);
+    let bare = image.id.strip_prefix("sha256:").unwrap();
+    let by_digest = registry.name(&format!("x@{}", pushed.digest));
+    let by_both = registry.name(&format!("x:whatever@{}", pushed.digest));
+    for spec in [
+        &image.id,
+        bare,
+        &bare[..12],
+        &format!("sha256:{}", &bare[..6]),
+        &by_digest,
+        &by_both,
+        &registry.name("x"),
+    ] {
+        assert_eq!(
+            images.find(spec).map(|found| found.id),
+            Some(image.id.clone()),
+            "{spec}"
+        );
+    }
+    let other = Digest::of(b"other").to_string();
+    for spec in [
+        "",
+        "sha256:",
+        &bare[..2],
+        &other,
+        "x",
+        &registry.name("x:2"),
+        "\u{0}",
+    ] {
+        assert!(images.find(spec).is_none(), "{spec}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_by_digest_gives_a_digest_and_asks_nobody_twice() {
+    let registry = FakeRegistry::start();
+    let dir = tempfile::tempdir().unwrap();
+    let images = open_at(dir.path()).await;
+    let pushed = registry.push("x", "1", &[layer("x")], GZIP);
+    let name = registry.name(&format!("x:1@{}", pushed.digest));
+    let image = images.pull(&name, None).await.unwrap();
+    assert!(image.repo_tags.is_empty());
+    assert_eq!(
+        image.repo_digests,
+        [registry.name(&format!("x@{}", pushed.digest))]
+    );
+    registry.take_log();
+    images.pull(&name, None).await.unwrap();
+    assert!(registry.take_log().is_empty());
+    // A tag costs one question.
+    images.pull(&registry.name("x:1"), None).await.unwrap();
+    registry.take_log();
+    images.pull(&registry.name("x:1"), None).await.unwrap();
+    assert_eq!(registry.take_log(), ["HEAD /v2/x/manifests/1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moved_tag_leaves_the_old_image_by_digest() {
+    let registry = FakeRegistry::start();
+    let dir = tempfile::tempdir().unwrap();
+    let images = open_at(dir.path()).await;
+    let name = registry.name("x:1");
+    let old = registry.push("x", "1", &[layer("old")], GZIP);
+    images.pull(&name, None).await.unwrap();
+    let new = registry.push("x", "1", &[layer("new")], GZIP);
+    assert_eq!(images.pull(&name, None).await.unwrap().id, new.id);
+    let check = |images: &Images| {
+        assert_eq!(images.find(&name).unwrap().id, new.id);
+        let left = images.find(&old.id).unwrap();
+        assert!(left.repo_tags.is_empty());
+        assert_eq!(left.repo_digests, [registry.name(&format!("x@{}", old.digest))]);
+    };
+    check(&images);
+    drop(images);
+    check(&open_at(dir.path()).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_store_has_one_opener() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open_at(dir.path()).await;
+    let error = Images::open(config_at(dir.path())).await.unwrap_err();
+    assert!(error.to_string().contains("in use"));
+    drop(first);
+    open_at(dir.path()).await;
+}

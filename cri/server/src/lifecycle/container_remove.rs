@@ -1,0 +1,115 @@
+//! RemoveContainer: the one way down, also for what was half made and for what a crash left.
+//!
+//! Every part may find nothing to do.
+
+use std::sync::Arc;
+
+use cri_api::v1::ContainerEventType;
+use cri_shim_protocol::Runtime;
+
+use super::Step;
+use super::files;
+use crate::errors::CallError;
+use crate::node::{Node, blocking};
+use crate::shim::ShimCallError;
+use crate::store::{Container, ContainerPhase};
+
+impl Node {
+    /// Removes a container; one that runs is killed.
+    pub(crate) async fn remove_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), CallError> {
+        let _alone = container.gate.lock().await;
+        let id = container.id.as_str();
+        if self.store.container_by_id(id).is_none() {
+            // Somebody else was faster.
+            return Ok(());
+        }
+        let visible = container.record().phase != ContainerPhase::Creating;
+        let entry = &container.entry;
+        self.step(entry, Step::ContainerRemove, self.kill_container(container))
+            .await?;
+        self.step(entry, Step::ContainerDelete, self.delete_from_runtime(container))
+            .await?;
+        self.step(entry, Step::ContainerUnmount, async {
+            let (rootfs, images) = (self.paths.rootfs(id), self.paths.image_mounts(id));
+            blocking(move || {
+                files::unmount(&rootfs)?;
+                files::unmount_tree(&images)
+            })
+            .await
+        })
+        .await?;
+        self.step(entry, Step::ContainerDropSnapshot, self.drop_snapshots(container))
+            .await?;
+        self.step(entry, Step::ContainerDropBundle, async {
+            let bundle = self.paths.bundle(id);
+            blocking(move || files::remove_tree(&bundle)).await
+        })
+        .await?;
+        self.quick_step(entry, Step::ContainerForget, || {
+            Ok(self.store.forget_container(container)?)
+        })?;
+        if visible {
+            self.announce_container(container, ContainerEventType::ContainerDeletedEvent);
+        }
+        Ok(())
+    }
+
+    /// Takes back a half-made container. What can't be taken back now goes with the sandbox, or after a restart.
+    pub(crate) async fn undo_container(self: &Arc<Self>, container: &Arc<Container>) {
+        if let Err(error) = self.remove_container(container).await {
+            let (error, container_id) = (error.chain(), &container.id);
+            tracing::warn!(%container_id, error, "failed to undo a half-made container; it goes with its sandbox");
+            self.store.free_name(container.id.as_str());
+        }
+    }
+
+    /// Has the shim forget the container: its cgroup and the runtime's state go. Without a shim it is done here.
+    pub(crate) async fn delete_from_runtime(&self, container: &Container) -> Result<(), CallError> {
+        let id = container.id.as_str();
+        let sandbox = self.store.sandbox_by_id(&container.sandbox);
+        if let Some(shim) = sandbox.and_then(|s| s.shim()) {
+            match shim.delete(id, true).await {
+                Ok(()) => return Ok(()),
+                Err(ShimCallError::Died) => {}
+                Err(error) => return Err(CallError::shim("delete the container")(error)),
+            }
+        }
+        self.drop_cgroup(container.record().cgroup.clone()).await?;
+        let state = self.paths.oci().join(id);
+        if state.exists() {
+            let runtime = self.runtime_of(container);
+            self.runtime
+                .destroy(id, &self.paths.oci(), &runtime)
+                .await
+                .map_err(CallError::shim("delete the container without its shim"))?;
+        }
+        blocking(move || files::remove_tree(&state)).await
+    }
+
+    /// The runtime that made a container; one that is no longer configured counts as the built-in one.
+    fn runtime_of(&self, container: &Container) -> Runtime {
+        let settings = self.config();
+        let sandbox = self.store.sandbox_by_id(&container.sandbox);
+        let handler = sandbox.map(|s| s.record().runtime_handler.clone());
+        settings
+            .oci_runtime(&handler.unwrap_or_default())
+            .unwrap_or(Runtime::Builtin {
+                systemd_cgroup: false,
+            })
+    }
+
+    async fn drop_snapshots(&self, container: &Container) -> Result<(), CallError> {
+        let id = container.id.as_str();
+        self.images.remove_snapshot(id).await?;
+        for n in 0..container.record().config.mounts.len() {
+            let key = format!("{id}-{n}");
+            if self.images.snapshot(&key).is_some() {
+                self.images.remove_snapshot(&key).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! StartContainer and StopContainer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri_api::v1::ContainerEventType;
+use cri_shim_protocol::ErrorKind;
+
+use super::{Operation, Step};
+use crate::errors::CallError;
+use crate::node::{Node, log_record};
+use crate::shim::{Shim, ShimCallError};
+use crate::store::{Cause, Container, ContainerPhase, Ended};
+
+const SIGKILL: i32 = 9;
+/// After SIGKILL; a process that survives it hangs in the kernel.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// The exit code of what could not be started.
+const NOT_STARTED: i32 = 128;
+/// No grace period is longer: a day.
+const MAX_GRACE: i64 = 24 * 60 * 60;
+
+impl Node {
+    /// Lets a created container's init go.
+    pub(crate) async fn start_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), CallError> {
+        let _alone = container.gate.lock().await;
+        let ContainerPhase::Created { pid } = container.record().phase else {
+            let state = phase_name(&container.record().phase);
+            let text = format!(
+                "container {} is {state}; only a created one can be started",
+                container.id
+            );
+            return Err(CallError::State(text));
+        };
+        let shim = self.shim_of(container)?;
+        let _starting = container.starting.lock().await;
+        let started_at = self.clock.now();
+        let started = self
+            .step(&container.entry, Step::ContainerStart, async {
+                shim.start(container.id.as_str())
+                    .await
+                    .map_err(CallError::shim("start the container"))
+            })
+            .await;
+        if let Err(error) = started {
+            self.record_start_error(container, &error);
+            log_record(container.entry.settle(Operation::Start));
+            return Err(error);
+        }
+        let written = self.quick_step(&container.entry, Step::ContainerRunning, || {
+            Ok(container.entry.note(|r| {
+                if matches!(r.phase, ContainerPhase::Created { .. }) {
+                    r.phase = ContainerPhase::Running { pid, started_at };
+                }
+            }))
+        })?;
+        if written {
+            log_record(container.entry.settle(Operation::Start));
+        }
+        self.announce_container(container, ContainerEventType::ContainerStartedEvent);
+        Ok(())
+    }
+
+    fn record_start_error(&self, container: &Container, error: &CallError) {
+        let now = self.clock.now();
+        let message = error.chain();
+        container.entry.note(|r| {
+            if matches!(r.phase, ContainerPhase::Created { .. }) {
+                r.phase = ContainerPhase::Exited(Ended {
+                    started_at: 0,
+                    finished_at: now,
+                    code: NOT_STARTED,
+                    cause: Cause::StartError(message),
+                });
+            }
+        });
+        self.announce_container(container, ContainerEventType::ContainerStoppedEvent);
+    }
+
+    /// The shim of a container's sandbox.
+    pub(crate) fn shim_of(&self, container: &Container) -> Result<Arc<dyn Shim>, CallError> {
+        self.store
+            .sandbox_by_id(&container.sandbox)
+            .and_then(|sandbox| sandbox.shim())
+            .ok_or_else(|| {
+                CallError::State(format!(
+                    "the shim of container {} is gone, and the container with it",
+                    container.id
+                ))
+            })
+    }
+
+    /// Asks a running container to stop, and kills it when it hasn't after `grace` seconds. Several callers may wait
+    /// at once, each with a grace period of its own.
+    pub(crate) async fn stop_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        grace: i64,
+    ) -> Result<(), CallError> {
+        if !matches!(container.record().phase, ContainerPhase::Running { .. }) {
+            return Ok(());
+        }
+        let grace = Duration::from_secs(u64::try_from(grace.clamp(0, MAX_GRACE)).unwrap_or(0));
+        let signal = container.record().stop_signal;
+        if !grace.is_zero() && signal != SIGKILL {
+            self.step(
+                &container.entry,
+                Step::ContainerSignal,
+                self.signal(container, signal, false),
+            )
+            .await?;
+            let _ = tokio::time::timeout(grace, container.exited()).await;
+        }
+        self.kill_container(container).await
+    }
+
+    /// Kills a container that hasn't exited, be it running or waiting for its start, and waits for its end.
+    pub(crate) async fn kill_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), CallError> {
+        let record = container.record();
+        if matches!(record.phase, ContainerPhase::Exited(_) | ContainerPhase::Creating) {
+            return self.settle_signals(container);
+        }
+        // With a PID namespace of its own, all of it ends with init.
+        let all = !record.own_pid_namespace;
+        let sandbox = self.store.sandbox_by_id(&container.sandbox);
+        if sandbox.and_then(|s| s.shim()).is_none() {
+            self.lose_container(container, "shim died").await?;
+            return self.settle_signals(container);
+        }
+        self.step(
+            &container.entry,
+            Step::ContainerKill,
+            self.signal(container, SIGKILL, all),
+        )
+        .await?;
+        if tokio::time::timeout(KILL_PATIENCE, container.exited())
+            .await
+            .is_err()
+        {
+            return Err(CallError::Deadline(format!(
+                "container {} has not ended {} s after SIGKILL",
+                container.id,
+                KILL_PATIENCE.as_secs()
+            )));
+        }
+        self.settle_signals(container)
+    }
+
+    fn settle_signals(&self, container: &Container) -> Result<(), CallError> {
+        log_record(container.entry.settle(Operation::Signal));
+        Ok(())
+    }
+
+    async fn signal(&self, container: &Container, signal: i32, all: bool) -> Result<(), CallError> {
+        let Ok(shim) = self.shim_of(container) else {
+            return Ok(());
+        };
+        match shim.kill(container.id.as_str(), signal, all).await {
+            Ok(()) => Ok(()),
+            // It ended by itself meanwhile; or its shim did, which ends it too.
+            Err(ShimCallError::Died) => Ok(()),
+            Err(error) if matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::WrongState)) => Ok(()),
+            Err(error) => Err(CallError::shim("signal the container")(error)),
+        }
+    }
+}
+
+/// A phase in a sentence.
+pub(crate) fn phase_name(phase: &ContainerPhase) -> &'static str {
+    match phase {
+        ContainerPhase::Creating => "being created",
+        ContainerPhase::Created { .. } => "created",
+        ContainerPhase::Running { .. } => "running",
+        ContainerPhase::Exited(_) => "exited",
+    }
+}

@@ -1,0 +1,396 @@
+//! One shim's connection: calls numbered and many at once, answers and events as they come.
+//!
+//! Two tasks own the socket. The writer takes whole frames from a queue, so that a caller who gives up leaves no half
+//! frame. The reader matches answers to calls, ends of execs to their handles, and sends every other event on. When
+//! the connection ends, the reader connects again: refused means that the shim is dead; otherwise its whole state is
+//! asked for, and exits in it are sent on as events, once more for those that had been heard.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use cri_api::PodSandboxId;
+use cri_shim_protocol::{Call, Event, Exit, Frame, FrameReader, Reply, Request, ShimError, Status, encode};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::shims::Folder;
+use super::{ShimCallError, ShimEvent};
+
+/// How many frames wait to be written.
+const MAX_OUTGOING: usize = 64;
+/// How many events wait to be taken. More than a pod can have containers.
+const MAX_EVENTS: usize = 2048;
+/// How much is read at once.
+const READ_BYTES: usize = 16 << 10;
+
+/// How often a broken connection to a shim that may live is tried anew, and how long apart.
+const RECONNECTS: u32 = 100;
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+type Answer = Result<(Reply, Option<OwnedFd>), ShimError>;
+
+struct Outgoing {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    calls: BTreeMap<u64, oneshot::Sender<Answer>>,
+    execs: BTreeMap<(String, String), oneshot::Sender<Exit>>,
+}
+
+/// Where the shim is in its life, as far as the daemon can see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Alive,
+    Dead,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    sandbox: PodSandboxId,
+    pod: Folder,
+    next_id: AtomicU64,
+    pending: Mutex<Pending>,
+    /// Replaced with each new connection.
+    outgoing: Mutex<Option<mpsc::Sender<Outgoing>>>,
+    life: watch::Sender<Life>,
+    /// Somebody asked the shim to end: its end is no surprise.
+    expected: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a call off the list when its caller stops waiting.
+struct Waiting<'a> {
+    connection: &'a Connection,
+    id: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        lock(&self.connection.pending).calls.remove(&self.id);
+    }
+}
+
+impl Connection {
+    /// Serves a connected socket; `child` is the shim when this daemon started it.
+    pub(super) fn serve(
+        sandbox: PodSandboxId,
+        pod: Folder,
+        stream: UnixStream,
+        child: Option<Child>,
+        events: mpsc::Sender<(PodSandboxId, ShimEvent)>,
+    ) -> Arc<Self> {
+        let connection = Arc::new(Self {
+            sandbox,
+            pod,
+            next_id: AtomicU64::new(1),
+            pending: Mutex::default(),
+            outgoing: Mutex::new(None),
+            life: watch::Sender::new(Life::Alive),
+            expected: AtomicBool::new(false),
+        });
+        let (sender, receiver) = mpsc::channel(MAX_EVENTS);
+        tokio::spawn(forward(connection.sandbox.clone(), receiver, events));
+        let stream = connection.begin(stream);
+        tokio::spawn(keep(Arc::downgrade(&connection), stream, child, sender));
+        connection
+    }
+
+    /// Starts the writer of a new connection.
+    fn begin(&self, stream: UnixStream) -> Arc<UnixStream> {
+        let stream = Arc::new(stream);
+        let (outgoing, queue) = mpsc::channel(MAX_OUTGOING);
+        *lock(&self.outgoing) = Some(outgoing);
+        tokio::spawn(write(stream.clone(), queue));
+        stream
+    }
+
+    /// The shim's end from now on is no surprise.
+    pub(super) fn expect_end(&self, expected: bool) {
+        self.expected.store(expected, Ordering::Relaxed);
+    }
+
+    /// Waits until the shim is dead.
+    pub(super) async fn died(&self) {
+        // Errs only when the sender, which is in `self`, is gone.
+        let _ = self.life.subscribe().wait_for(|life| *life == Life::Dead).await;
+    }
+
+    fn is_dead(&self) -> bool {
+        *self.life.borrow() == Life::Dead
+    }
+
+    /// Registers interest in the end of an exec, before it's asked for.
+    pub(super) fn expect_exec(&self, container: &str, exec: &str) -> oneshot::Receiver<Exit> {
+        let (sender, receiver) = oneshot::channel();
+        let key = (container.to_owned(), exec.to_owned());
+        lock(&self.pending).execs.insert(key, sender);
+        receiver
+    }
+
+    /// Takes back [`Connection::expect_exec`].
+    pub(super) fn forget_exec(&self, container: &str, exec: &str) {
+        let key = (container.to_owned(), exec.to_owned());
+        lock(&self.pending).execs.remove(&key);
+    }
+
+    /// Sends a request without waiting for the answer.
+    pub(super) async fn send(&self, call: &'static str, request: Request) -> Result<(), ShimCallError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.enqueue(call, &Call { id, request }, Vec::new()).await
+    }
+
+    /// Asks, and waits for the answer.
+    pub(super) async fn call(
+        &self,
+        call: &'static str,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        after: Duration,
+    ) -> Result<(Reply, Option<OwnedFd>), ShimCallError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        lock(&self.pending).calls.insert(id, sender);
+        let _waiting = Waiting { connection: self, id };
+        let asked = async {
+            self.enqueue(call, &Call { id, request }, fds).await?;
+            match answer.await {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(error)) => Err(ShimCallError::Refused(error)),
+                Err(_) if self.is_dead() => Err(ShimCallError::Died),
+                Err(_) => Err(ShimCallError::Disconnected { call }),
+            }
+        };
+        match tokio::time::timeout(after, asked).await {
+            Ok(result) => result,
+            Err(_) => Err(ShimCallError::Timeout { call, after }),
+        }
+    }
+
+    async fn enqueue(
+        &self,
+        call: &'static str,
+        frame: &Call,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ShimCallError> {
+        let bytes = encode(frame).map_err(ShimCallError::Encode)?;
+        let outgoing = lock(&self.outgoing).clone();
+        let Some(outgoing) = outgoing else {
+            return Err(ShimCallError::Died);
+        };
+        let sent = outgoing.send(Outgoing { bytes, fds }).await;
+        sent.map_err(|_| {
+            if self.is_dead() {
+                ShimCallError::Died
+            } else {
+                ShimCallError::Disconnected { call }
+            }
+        })
+    }
+
+    /// Deals with a frame; the event is what others are to know.
+    fn take(&self, frame: Frame, fds: &mut VecDeque<OwnedFd>) -> Option<Event> {
+        match frame {
+            Frame::Answer { id, result } => {
+                let has_console = matches!(result, Ok(Reply::ExecStarted { console: true, .. }));
+                let console = has_console.then(|| fds.pop_front()).flatten();
+                let sender = lock(&self.pending).calls.remove(&id);
+                if let Some(sender) = sender {
+                    // A caller that left meanwhile doesn't care.
+                    let _ = sender.send(result.map(|reply| (reply, console)));
+                }
+                None
+            }
+            Frame::Event(Event::ExecExited {
+                container,
+                exec,
+                exit,
+            }) => {
+                let sender = lock(&self.pending).execs.remove(&(container, exec));
+                if let Some(sender) = sender {
+                    // As above.
+                    let _ = sender.send(exit);
+                }
+                None
+            }
+            Frame::Event(event) => Some(event),
+        }
+    }
+
+    /// What a subscription's answer tells that may have been missed. Only an answer that nobody waits for is one:
+    /// that is how the connection itself subscribes.
+    fn missed(&self, frame: &Frame) -> Vec<ShimEvent> {
+        let Frame::Answer {
+            id,
+            result: Ok(Reply::State(state)),
+        } = frame
+        else {
+            return Vec::new();
+        };
+        if lock(&self.pending).calls.contains_key(id) {
+            return Vec::new();
+        }
+        let exited = state.containers.iter().filter_map(|c| match c.status {
+            Status::Exited { exit, .. } => Some(ShimEvent::Event(Event::ContainerExited {
+                container: c.container.clone(),
+                exit,
+            })),
+            _ => None,
+        });
+        exited.collect()
+    }
+
+    /// Fails everything that waits on the connection that has ended.
+    fn disconnect(&self) {
+        *lock(&self.outgoing) = None;
+        let calls = std::mem::take(&mut lock(&self.pending).calls);
+        drop(calls);
+    }
+
+    fn bury(&self) {
+        self.life.send_replace(Life::Dead);
+        self.disconnect();
+        let execs = std::mem::take(&mut lock(&self.pending).execs);
+        drop(execs);
+    }
+}
+
+/// Sends events on; apart from the reader, so that whoever is slow to take events still gets answers.
+async fn forward(
+    sandbox: PodSandboxId,
+    mut queue: mpsc::Receiver<ShimEvent>,
+    events: mpsc::Sender<(PodSandboxId, ShimEvent)>,
+) {
+    while let Some(event) = queue.recv().await {
+        if events.send((sandbox.clone(), event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes frames until nobody sends any more or the connection breaks.
+async fn write(stream: Arc<UnixStream>, mut queue: mpsc::Receiver<Outgoing>) {
+    while let Some(Outgoing { bytes, fds }) = queue.recv().await {
+        let (mut rest, mut fds) = (&bytes[..], &fds[..]);
+        while !rest.is_empty() {
+            let sent = stream.async_io(Interest::WRITABLE, || {
+                let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+                oci_runtime_sys::socket::send(stream.as_fd(), rest, &fds)
+            });
+            match sent.await {
+                Ok(n) => {
+                    // Descriptors travel with the first byte.
+                    fds = &[];
+                    rest = &rest[n..];
+                }
+                // The reader sees the end too.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Reads until the shim is dead or the last handle on it is gone, over as many connections as it takes.
+async fn keep(
+    connection: Weak<Connection>,
+    mut stream: Arc<UnixStream>,
+    child: Option<Child>,
+    events: mpsc::Sender<ShimEvent>,
+) {
+    loop {
+        let ended = read(&connection, &stream, &events).await;
+        let Some(connection) = connection.upgrade() else {
+            break;
+        };
+        if let Err(error) = ended {
+            tracing::debug!(sandbox_id = %connection.sandbox, %error, "connection to the shim ended");
+        }
+        connection.disconnect();
+        if let Some(again) = reconnect(&connection).await {
+            stream = connection.begin(again);
+            // When it fails, the next read does too.
+            let _ = connection.send("subscribe", Request::Subscribe).await;
+            continue;
+        }
+        connection.bury();
+        if !connection.expected.load(Ordering::Relaxed) {
+            // Nobody listens in a daemon that is ending.
+            let _ = events.send(ShimEvent::Died).await;
+        }
+        break;
+    }
+    if let Some(mut child) = child {
+        // The shim is dead, or the daemon is about to be: collects it, once it has ended.
+        tokio::task::spawn_blocking(move || child.wait());
+    }
+}
+
+/// Connects to the shim anew; `None`: it is dead.
+async fn reconnect(connection: &Connection) -> Option<UnixStream> {
+    for _ in 0..RECONNECTS {
+        match UnixStream::connect(connection.pod.socket()).await {
+            Ok(stream) => return Some(stream),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+                ) =>
+            {
+                return None;
+            }
+            // Out of descriptors, or its queue is full: it may well live.
+            Err(error) => {
+                tracing::warn!(sandbox_id = %connection.sandbox, %error, "failed to connect to the shim");
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+            }
+        }
+    }
+    None
+}
+
+async fn read(
+    connection: &Weak<Connection>,
+    stream: &UnixStream,
+    events: &mpsc::Sender<ShimEvent>,
+) -> io::Result<()> {
+    let (mut reader, mut fds) = (FrameReader::new(), VecDeque::new());
+    loop {
+        let received = stream.async_io(Interest::READABLE, || {
+            // On the stack for the moment of the read: thousands of idle connections hold no buffer.
+            let mut buffer = [0; READ_BYTES];
+            let (n, received) = oci_runtime_sys::socket::receive(stream.as_fd(), &mut buffer)?;
+            reader.push(&buffer[..n]);
+            fds.extend(received);
+            Ok(n)
+        });
+        if received.await? == 0 {
+            return Ok(());
+        }
+        let Some(connection) = connection.upgrade() else {
+            return Ok(());
+        };
+        loop {
+            let frame = reader.next_frame::<Frame>().map_err(io::Error::other)?;
+            let Some(frame) = frame else { break };
+            for event in connection.missed(&frame) {
+                events.try_send(event).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            }
+            if let Some(event) = connection.take(frame, &mut fds) {
+                // Full: nobody has taken events for long. The state, asked for anew, has them all.
+                let sent = events.try_send(ShimEvent::Event(event));
+                sent.map_err(|_| io::ErrorKind::OutOfMemory)?;
+            }
+        }
+    }
+}

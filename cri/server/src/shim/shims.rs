@@ -1,0 +1,453 @@
+//! Real shims: processes, and calls over their sockets.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cri_api::PodSandboxId;
+use cri_shim_protocol::{
+    ContainerState, Create, Exec, PinNamespaces, Reply, Request, Runtime, ShimError, ShimState, VERSION,
+};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::connection::Connection;
+use super::{AttachStream, AttachTo, ExecHandle, OciRuntime, Shim, ShimCallError, ShimEvent, ShimImage};
+
+/// For what the shim gives to a stage child, which has two minutes there.
+const LONG: Duration = Duration::from_secs(130);
+/// For what the shim does at once.
+const SHORT: Duration = Duration::from_secs(15);
+
+/// How to run shims.
+#[derive(Debug, Clone)]
+pub struct ShimsConfig {
+    /// The `orlop-shim` executable.
+    pub shim: PathBuf,
+    /// The folder with one folder per pod, in which each shim has `shim.sock` and `shim/`.
+    pub state_dir: PathBuf,
+    /// The leaf cgroup that shims join; `None`: they stay in the daemon's.
+    pub cgroup: Option<String>,
+}
+
+/// The pods' shims.
+#[derive(Debug)]
+pub struct Shims {
+    config: ShimsConfig,
+    image: OnceLock<ShimImage>,
+    events: mpsc::Sender<(PodSandboxId, ShimEvent)>,
+}
+
+impl Shims {
+    /// No shim is started or looked for yet. What they say unasked goes to `events`.
+    pub fn new(config: ShimsConfig, events: mpsc::Sender<(PodSandboxId, ShimEvent)>) -> Self {
+        Self {
+            config,
+            image: OnceLock::new(),
+            events,
+        }
+    }
+
+    /// The executable that shims are started from, made at first use.
+    ///
+    /// # Errors
+    /// See [`ImageError`](super::ImageError).
+    pub fn image(&self) -> Result<&ShimImage, ShimCallError> {
+        if let Some(image) = self.image.get() {
+            return Ok(image);
+        }
+        let image = ShimImage::new(&self.config.shim).map_err(ShimCallError::Image)?;
+        // When two make one at once, one is dropped.
+        Ok(self.image.get_or_init(|| image))
+    }
+
+    fn socket(&self, sandbox: &PodSandboxId) -> PathBuf {
+        self.config.state_dir.join(sandbox.as_str()).join("shim.sock")
+    }
+
+    fn folder(&self, sandbox: &PodSandboxId) -> PathBuf {
+        self.config.state_dir.join(sandbox.as_str()).join("shim")
+    }
+
+    /// Makes the shim's folder and its listening socket.
+    fn listen(
+        &self,
+        sandbox: &PodSandboxId,
+    ) -> Result<(Folder, std::os::unix::net::UnixListener), ShimCallError> {
+        let folder = self.folder(sandbox);
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&folder).map_err(io_error("create", &folder))?;
+        let pod = self.config.state_dir.join(sandbox.as_str());
+        let pod = Folder::open(pod)?;
+        let socket = self.socket(sandbox);
+        let listener = match std::os::unix::net::UnixStream::connect(pod.socket()) {
+            Ok(_) => return Err(ShimCallError::AlreadyRunning(sandbox.clone())),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    // A dead shim's.
+                    std::fs::remove_file(&socket).map_err(io_error("remove", &socket))?;
+                }
+                std::os::unix::net::UnixListener::bind(pod.socket())
+            }
+        };
+        let listener = listener.map_err(io_error("listen on", &socket))?;
+        Ok((pod, listener))
+    }
+
+    fn spawn(
+        &self,
+        sandbox: &PodSandboxId,
+        listener: std::os::unix::net::UnixListener,
+    ) -> Result<Child, ShimCallError> {
+        let image = self.image()?;
+        let mut command = Command::new(image.path());
+        command.arg0("orlop-shim");
+        command.arg("--state-dir").arg(self.folder(sandbox));
+        command.args(["--sandbox", sandbox.as_str()]);
+        if let Some(cgroup) = &self.config.cgroup {
+            command.args(["--cgroup", cgroup]);
+        }
+        command.env_clear().current_dir("/");
+        // Runtimes look for their helpers, hooks for theirs.
+        command.env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        );
+        command.stdin(OwnedFd::from(listener)).stdout(Stdio::null());
+        command.spawn().map_err(|source| ShimCallError::Spawn {
+            path: self.config.shim.clone(),
+            source,
+        })
+    }
+
+    fn serve(
+        &self,
+        sandbox: &PodSandboxId,
+        pod: Folder,
+        stream: UnixStream,
+        child: Option<Child>,
+    ) -> Arc<Connection> {
+        Connection::serve(sandbox.clone(), pod, stream, child, self.events.clone())
+    }
+}
+
+/// A pod's folder, held open: sockets in it are reached by a path that is short enough however deep it lies.
+#[derive(Debug)]
+pub(super) struct Folder {
+    file: std::fs::File,
+}
+
+impl Folder {
+    fn open(path: PathBuf) -> Result<Self, ShimCallError> {
+        let file = std::fs::File::open(&path).map_err(io_error("open", &path))?;
+        Ok(Self { file })
+    }
+
+    /// The socket's path, however deep it lies.
+    pub(super) fn socket(&self) -> PathBuf {
+        format!("/proc/self/fd/{}/shim.sock", self.file.as_raw_fd()).into()
+    }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ShimCallError {
+    let path = path.to_owned();
+    move |source| ShimCallError::Io { what, path, source }
+}
+
+#[async_trait]
+impl OciRuntime for Shims {
+    async fn start_shim(&self, sandbox: &PodSandboxId) -> Result<Arc<dyn Shim>, ShimCallError> {
+        let (pod, listener) = self.listen(sandbox)?;
+        let child = self.spawn(sandbox, listener)?;
+        // A process ID is a positive i32.
+        let pid = child.id() as i32;
+        let socket = self.socket(sandbox);
+        let stream = UnixStream::connect(pod.socket()).await;
+        let stream = stream.map_err(io_error("connect to", &socket))?;
+        let connection = self.serve(sandbox, pod, stream, Some(child));
+        // Not waited for: the next call finds out whether the shim works.
+        connection.send("subscribe", Request::Subscribe).await?;
+        Ok(Arc::new(RealShim { connection, pid }))
+    }
+
+    async fn find_shim(&self, sandbox: &PodSandboxId) -> Result<Option<Arc<dyn Shim>>, ShimCallError> {
+        let socket = self.socket(sandbox);
+        let pod = match Folder::open(self.config.state_dir.join(sandbox.as_str())) {
+            Ok(pod) => pod,
+            Err(ShimCallError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let stream = match UnixStream::connect(pod.socket()).await {
+            Ok(stream) => stream,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(io_error("connect to", &socket)(error)),
+        };
+        let connection = self.serve(sandbox, pod, stream, None);
+        let hello = Request::Hello { version: VERSION };
+        let (reply, _) = connection.call("hello", hello, Vec::new(), SHORT).await?;
+        let Reply::State(ShimState { pid, .. }) = reply else {
+            return Err(ShimCallError::WrongAnswer { call: "hello" });
+        };
+        connection.send("subscribe", Request::Subscribe).await?;
+        Ok(Some(Arc::new(RealShim { connection, pid })))
+    }
+
+    async fn recorded_exits(&self, sandbox: &PodSandboxId) -> Result<Vec<ContainerState>, ShimCallError> {
+        let folder = self.folder(sandbox).join("exits");
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error("read", &folder)(error)),
+        };
+        let mut exits = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io_error("read", &folder))?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                // Half written when the shim was killed.
+                continue;
+            }
+            let path = entry.path();
+            let bytes = std::fs::read(&path).map_err(io_error("read", &path))?;
+            match serde_json::from_slice::<ContainerState>(&bytes) {
+                Ok(state) => exits.push(state),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "exit file is damaged"),
+            }
+        }
+        exits.sort_by(|a, b| a.container.cmp(&b.container));
+        Ok(exits)
+    }
+
+    async fn destroy(&self, container: &str, root: &Path, runtime: &Runtime) -> Result<(), ShimCallError> {
+        let mut command = Command::new(self.image()?.path());
+        command
+            .arg("destroy")
+            .arg("--root")
+            .arg(root)
+            .args(["--id", container]);
+        if let Runtime::Command { path, .. } = runtime {
+            command.arg("--runtime").arg(path);
+        }
+        let (Runtime::Builtin { systemd_cgroup } | Runtime::Command { systemd_cgroup, .. }) = runtime;
+        if *systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let spawn = |source| ShimCallError::Spawn {
+            path: self.config.shim.clone(),
+            source,
+        };
+        let child = command.spawn().map_err(spawn)?;
+        let pid = child.id() as i32;
+        let waiting = tokio::task::spawn_blocking(move || child.wait_with_output());
+        let output = match tokio::time::timeout(LONG, waiting).await {
+            Ok(Ok(output)) => output.map_err(spawn)?,
+            Ok(Err(_)) => return Err(ShimCallError::Died),
+            Err(_) => {
+                // Ours and not collected: the thread still waits for it.
+                let _ = oci_runtime_sys::stage::kill(pid, nix::libc::SIGKILL);
+                return Err(ShimCallError::Timeout {
+                    call: "destroy",
+                    after: LONG,
+                });
+            }
+        };
+        if output.status.success() {
+            return Ok(());
+        }
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(ShimCallError::Refused(ShimError {
+            kind: cri_shim_protocol::ErrorKind::Failed,
+            message,
+        }))
+    }
+
+    async fn remove_traces(&self, sandbox: &PodSandboxId) -> Result<(), ShimCallError> {
+        let (socket, folder) = (self.socket(sandbox), self.folder(sandbox));
+        let absent = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        absent(std::fs::remove_file(&socket)).map_err(io_error("remove", &socket))?;
+        absent(std::fs::remove_dir_all(&folder)).map_err(io_error("remove", &folder))
+    }
+}
+
+#[derive(Debug)]
+struct RealShim {
+    connection: Arc<Connection>,
+    pid: i32,
+}
+
+impl RealShim {
+    async fn ask(
+        &self,
+        call: &'static str,
+        request: Request,
+        after: Duration,
+    ) -> Result<Reply, ShimCallError> {
+        let answer = self.connection.call(call, request, Vec::new(), after).await;
+        answer.map(|(reply, _)| reply)
+    }
+
+    async fn tell(&self, call: &'static str, request: Request, after: Duration) -> Result<(), ShimCallError> {
+        match self.ask(call, request, after).await? {
+            Reply::Done => Ok(()),
+            _ => Err(ShimCallError::WrongAnswer { call }),
+        }
+    }
+}
+
+#[async_trait]
+impl Shim for RealShim {
+    fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    async fn pin_namespaces(&self, request: PinNamespaces) -> Result<Option<i32>, ShimCallError> {
+        let call = "pin namespaces";
+        match self.ask(call, Request::PinNamespaces(request), LONG).await? {
+            Reply::Pinned { init_pid } => Ok(init_pid),
+            _ => Err(ShimCallError::WrongAnswer { call }),
+        }
+    }
+
+    async fn create(&self, request: Create) -> Result<i32, ShimCallError> {
+        match self.ask("create", Request::Create(request), LONG).await? {
+            Reply::Created { pid } => Ok(pid),
+            _ => Err(ShimCallError::WrongAnswer { call: "create" }),
+        }
+    }
+
+    async fn start(&self, container: &str) -> Result<(), ShimCallError> {
+        let container = container.to_owned();
+        self.tell("start", Request::Start { container }, LONG).await
+    }
+
+    async fn kill(&self, container: &str, signal: i32, all: bool) -> Result<(), ShimCallError> {
+        let container = container.to_owned();
+        let request = Request::Kill {
+            container,
+            signal,
+            all,
+        };
+        self.tell("kill", request, if all { LONG } else { SHORT }).await
+    }
+
+    async fn delete(&self, container: &str, force: bool) -> Result<(), ShimCallError> {
+        let container = container.to_owned();
+        self.tell("delete", Request::Delete { container, force }, LONG)
+            .await
+    }
+
+    async fn exec(&self, request: Exec, fds: Vec<OwnedFd>) -> Result<ExecHandle, ShimCallError> {
+        let (container, exec) = (request.container.clone(), request.exec.clone());
+        let exit = self.connection.expect_exec(&container, &exec);
+        let answer = self
+            .connection
+            .call("exec", Request::Exec(request), fds, LONG)
+            .await;
+        match answer {
+            Ok((Reply::ExecStarted { pid, .. }, console)) => Ok(ExecHandle { pid, console, exit }),
+            other => {
+                self.connection.forget_exec(&container, &exec);
+                Err(other.err().unwrap_or(ShimCallError::WrongAnswer { call: "exec" }))
+            }
+        }
+    }
+
+    async fn kill_exec(&self, container: &str, exec: &str, signal: i32) -> Result<(), ShimCallError> {
+        let (container, exec) = (container.to_owned(), exec.to_owned());
+        let request = Request::KillExec {
+            container,
+            exec,
+            signal,
+        };
+        self.tell("kill exec", request, SHORT).await
+    }
+
+    async fn attach(&self, container: &str, to: AttachTo) -> Result<AttachStream, ShimCallError> {
+        let pair = std::os::unix::net::UnixStream::pair().and_then(|(ours, theirs)| {
+            ours.set_nonblocking(true)?;
+            Ok((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
+        });
+        let (ours, theirs) = pair.map_err(io_error("make", Path::new("socket pair")))?;
+        let request = Request::Attach {
+            container: container.to_owned(),
+            stdin: to.stdin,
+            stdout: to.stdout,
+            stderr: to.stderr,
+        };
+        match self
+            .connection
+            .call("attach", request, vec![theirs], SHORT)
+            .await?
+        {
+            (Reply::Done, _) => Ok(AttachStream::new(ours)),
+            _ => Err(ShimCallError::WrongAnswer { call: "attach" }),
+        }
+    }
+
+    async fn resize(&self, container: &str, width: u16, height: u16) -> Result<(), ShimCallError> {
+        let container = container.to_owned();
+        let request = Request::Resize {
+            container,
+            width,
+            height,
+        };
+        self.tell("resize", request, SHORT).await
+    }
+
+    async fn reopen_log(&self, container: &str) -> Result<(), ShimCallError> {
+        let container = container.to_owned();
+        self.tell("reopen log", Request::ReopenLog { container }, SHORT)
+            .await
+    }
+
+    async fn update(&self, container: &str, resources: String) -> Result<(), ShimCallError> {
+        let container = container.to_owned();
+        self.tell("update", Request::Update { container, resources }, LONG)
+            .await
+    }
+
+    async fn state(&self) -> Result<ShimState, ShimCallError> {
+        match self.ask("state", Request::State, SHORT).await? {
+            Reply::State(state) => Ok(state),
+            _ => Err(ShimCallError::WrongAnswer { call: "state" }),
+        }
+    }
+
+    async fn shutdown(&self, force: bool) -> Result<(), ShimCallError> {
+        self.connection.expect_end(true);
+        match self.tell("shutdown", Request::Shutdown { force }, SHORT).await {
+            Ok(()) | Err(ShimCallError::Died | ShimCallError::Disconnected { .. }) => {}
+            Err(error) => {
+                self.connection.expect_end(false);
+                return Err(error);
+            }
+        }
+        let died = tokio::time::timeout(SHORT, self.connection.died()).await;
+        died.map_err(|_| ShimCallError::Timeout {
+            call: "shutdown",
+            after: SHORT,
+        })
+    }
+}

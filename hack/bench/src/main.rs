@@ -1,0 +1,82 @@
+//! Measures Orlop beside its peers, interleaved in one run, so that a noisy machine treats all alike.
+//!
+//! `oci` times the runtime's command line against whichever of runc and crun is installed; `cri` times a pod's whole
+//! life through the CRI against a containerd started beside our daemon. Medians, 90th percentiles and ratios are
+//! printed; nothing is asserted, because a time on a shared machine proves nothing by itself.
+
+mod cri;
+mod oci;
+mod report;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+const INSIDE: &str = "ORLOP_BENCH_INSIDE";
+/// Where the image layout is: building it needs the network that the namespaces don't have.
+const LAYOUT: &str = "ORLOP_BENCH_LAYOUT";
+
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", about = "Measure Orlop beside its peers")]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The OCI runtime's command line: orlop-oci, runc, crun
+    Oci(oci::Options),
+    /// The CRI daemon: orlop-cri, containerd
+    Cri(cri::Options),
+    /// Print a command's peak resident set, in KiB, on standard error's last line
+    #[command(hide = true)]
+    Rss {
+        /// The command
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let What::Rss { command } = &args.what {
+        return oci::print_rss(command);
+    }
+    if std::env::var_os(INSIDE).is_none() {
+        return reexec_in_namespaces(matches!(args.what, What::Cri(_)));
+    }
+    match args.what {
+        What::Oci(options) => oci::run(&options),
+        What::Cri(options) => cri::run(&options),
+        What::Rss { .. } => Ok(()),
+    }
+}
+
+/// Everything that is measured happens in namespaces that end with us.
+fn reexec_in_namespaces(with_images: bool) -> Result<()> {
+    let mut command = std::process::Command::new("unshare");
+    if with_images {
+        command.env(
+            LAYOUT,
+            tests_images::ensure_layout(&mut |what: &str| eprintln!("{what}"))?,
+        );
+    }
+    let status = command
+        .args([
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--propagation",
+            "private",
+        ])
+        .arg(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .status()
+        .context("failed to run `unshare` (util-linux)")?;
+    ensure!(status.success(), "the benchmark failed: {status}");
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! The developers' commands: `cargo xtask help` lists them, `cargo xtask ci` is all that CI runs.
+
+mod ci;
+mod deps;
+mod features;
+mod sh;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Orlop's developers' commands")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that CI runs, or the steps named
+    Ci {
+        /// Steps to run (all when none is named)
+        steps: Vec<String>,
+        /// Print the steps and stop
+        #[arg(long)]
+        list: bool,
+    },
+    /// Check who imports whom against the rules of the design
+    CheckDeps,
+    /// Check docs/features.md: every named test exists and, with a log, ran and passed
+    CheckFeatures {
+        /// The output of `cargo test` in which the tests must have passed
+        #[arg(long)]
+        ran: Option<std::path::PathBuf>,
+        /// Write the README's table instead of checking it
+        #[arg(long)]
+        write: bool,
+    },
+    /// Make the generated files anew
+    Gen,
+    /// Compare with the generated files' sources without writing
+    CheckGen,
+    /// Measure Orlop beside its peers: `bench oci` or `bench cri`, then `--help` for the options
+    Bench {
+        /// What to measure and how
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    sh::enter_workspace()?;
+    match Args::parse().command {
+        Command::Ci { list: true, .. } => {
+            ci::list();
+            Ok(())
+        }
+        Command::Ci { steps, .. } => ci::run(&steps),
+        Command::CheckDeps => deps::check(),
+        Command::CheckFeatures { write: true, .. } => features::write_readme(),
+        Command::CheckFeatures { ran, .. } => features::check(ran.as_deref()),
+        Command::Gen => generated("cri"),
+        Command::CheckGen => generated("check-cri"),
+        Command::Bench { args } => {
+            let mut command = vec!["run", "--quiet", "--release", "--package", "hack-bench", "--"];
+            command.extend(args.iter().map(String::as_str));
+            sh::run("cargo", &command)
+        }
+    }
+}
+
+/// Runs `hack-gen` on the CRI's definition from the Go module that `hack/versions.env` names.
+fn generated(verb: &str) -> Result<()> {
+    let version = sh::pinned_version("CRI_API_VERSION")?;
+    let json = sh::output(
+        "go",
+        &["mod", "download", "-json", &format!("k8s.io/cri-api@{version}")],
+    )?;
+    let module: serde_json::Value = serde_json::from_str(&json)?;
+    let dir = module["Dir"].as_str().unwrap_or_default();
+    let proto = format!("{dir}/pkg/apis/runtime/v1/api.proto");
+    sh::run(
+        "cargo",
+        &["run", "--quiet", "--package", "hack-gen", "--", verb, &proto],
+    )
+}

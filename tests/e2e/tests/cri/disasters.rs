@@ -1,0 +1,168 @@
+//! Things that break around the daemon: a shim that dies, a plugin that hangs, a disk that is full.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use tests_harness::{Node, PodSpec, Snapshot, wait_until};
+
+use crate::bed::{PATIENCE, in_node, settled, sleeper, until_state};
+
+/// The shim of a sandbox, by the pid it has in the node.
+fn shim_of(node: &Node, sandbox: &str) -> Result<String> {
+    let found = node
+        .run("pgrep", &["-f", &format!("orlop-shim.*--sandbox {sandbox}")])?
+        .ok()?;
+    found
+        .text()
+        .lines()
+        .next()
+        .map(str::to_owned)
+        .context("the sandbox has no shim")
+}
+
+#[test]
+fn a_dead_shim_takes_its_containers_along() {
+    in_node(Node::builder(), |node| {
+        let before = settled(node)?;
+        let crictl = node.crictl()?;
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("orphan"), &sleeper("main"))?;
+        let (other, other_id) = crictl.start_pod(&PodSpec::new("other"), &sleeper("main"))?;
+        node.run("kill", &["-KILL", &shim_of(node, &sandbox)?])?.ok()?;
+        until_state(&crictl, &id, "CONTAINER_EXITED")?;
+        let status = crictl.inspect(&id)?;
+        let status = &status["status"];
+        ensure!(
+            status["exitCode"] == 137 && status["reason"] == "Error",
+            "{status}"
+        );
+        ensure!(status["message"] == "shim died", "{status}");
+        ensure!(crictl.state(&other_id)? == "CONTAINER_RUNNING");
+        crictl.remove_pod(&sandbox)?;
+
+        // The same while the daemon is away.
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("orphan"), &sleeper("main"))?;
+        let shim = shim_of(node, &sandbox)?;
+        drop(crictl);
+        node.kill_daemon()?;
+        node.run("kill", &["-KILL", &shim])?.ok()?;
+        node.start_daemon()?;
+        let crictl = node.crictl()?;
+        until_state(&crictl, &id, "CONTAINER_EXITED")?;
+        let status = crictl.inspect(&id)?;
+        ensure!(status["status"]["message"] == "shim died", "{}", status["status"]);
+        crictl.remove_pod(&sandbox)?;
+        crictl.remove_pod(&other)?;
+        node.assert_no_leaks(&before)
+    });
+}
+
+#[test]
+fn a_hung_plugin_is_given_up() {
+    in_node(Node::builder().config("[cni]\ntimeout_seconds = 2\n"), |node| {
+        let before = settled(node)?;
+        let usual = node.read("/etc/cni/net.d/10-orlop.conflist")?;
+        node.write("/opt/cni/bin/hang", "#!/bin/sh\nexec sleep 1000\n")?;
+        node.run("chmod", &["+x", "/opt/cni/bin/hang"])?.ok()?;
+        let hanging = json!({ "cniVersion": "1.0.0", "name": "orlop", "plugins": [{ "type": "hang" }] });
+        node.write("/etc/cni/net.d/10-orlop.conflist", &hanging.to_string())?;
+        let crictl = node.crictl()?;
+        let begun = Instant::now();
+        crictl.try_run_pod(&PodSpec::new("stuck"), &[])?.refused("hang")?;
+        ensure!(
+            begun.elapsed() < Duration::from_secs(20),
+            "it took {:?}",
+            begun.elapsed()
+        );
+        // The daemon goes on trying to clean up: once the plugin works again, it succeeds.
+        node.write("/opt/cni/bin/hang", "#!/bin/sh\ncat >/dev/null\n")?;
+        node.write("/etc/cni/net.d/10-orlop.conflist", &usual)?;
+        for old in crictl.ok(&["pods", "-q"])?.lines() {
+            crictl.remove_pod(old)?;
+        }
+        let (sandbox, _) = crictl.start_pod(&PodSpec::new("stuck"), &sleeper("main"))?;
+        crictl.remove_pod(&sandbox)?;
+        until_clean(node, &before)
+    });
+}
+
+/// What couldn't be undone at once is undone later.
+fn until_clean(node: &Node, before: &Snapshot) -> Result<()> {
+    wait_until("the clean-up", 2 * PATIENCE, || {
+        Ok(before.leaks(&node.snapshot()?).is_empty())
+    })
+    .map(drop)
+    .or_else(|_| node.assert_no_leaks(before))
+}
+
+#[test]
+fn other_calls_go_on_while_a_plugin_hangs() {
+    in_node(Node::builder().config("[cni]\ntimeout_seconds = 5\n"), |node| {
+        let before = settled(node)?;
+        let crictl = node.crictl()?;
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("works"), &sleeper("main"))?;
+        let usual = node.read("/etc/cni/net.d/10-orlop.conflist")?;
+        node.write("/opt/cni/bin/hang", "#!/bin/sh\nexec sleep 1000\n")?;
+        node.run("chmod", &["+x", "/opt/cni/bin/hang"])?.ok()?;
+        let hanging = json!({ "cniVersion": "1.0.0", "name": "orlop", "plugins": [{ "type": "hang" }] });
+        node.write("/etc/cni/net.d/10-orlop.conflist", &hanging.to_string())?;
+        node.write(
+            "/run/stuck.json",
+            &json!({ "metadata": { "name": "stuck", "namespace": "default", "uid": "stuck" } }).to_string(),
+        )?;
+        let mut stuck = crictl.spawn(&["runp", "/run/stuck.json"])?;
+        std::thread::sleep(Duration::from_millis(500));
+        let begun = Instant::now();
+        ensure!(crictl.ok(&["exec", "-s", &id, "echo", "here"])? == "here");
+        crictl.ok(&["pods"])?;
+        ensure!(
+            begun.elapsed() < Duration::from_secs(3),
+            "others waited {:?}",
+            begun.elapsed()
+        );
+        ensure!(stuck.try_wait()?.is_none(), "it didn't hang");
+        stuck.wait()?;
+        node.write("/opt/cni/bin/hang", "#!/bin/sh\ncat >/dev/null\n")?;
+        node.write("/etc/cni/net.d/10-orlop.conflist", &usual)?;
+        for old in crictl.ok(&["pods", "-q", "--name", "^stuck$"])?.lines() {
+            crictl.remove_pod(old)?;
+        }
+        crictl.remove_pod(&sandbox)?;
+        until_clean(node, &before)
+    });
+}
+
+#[test]
+fn a_full_disk_is_told_and_survived() {
+    in_node(Node::builder().disk_mib(32), |node| {
+        let crictl = node.crictl()?;
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("early"), &sleeper("main"))?;
+        // Up to the last block.
+        let fill = "dd if=/dev/zero of=/var/lib/orlop/ballast bs=4k 2>/dev/null; df /var/lib/orlop | tail -1";
+        node.run("sh", &["-c", fill])?.ok()?;
+        crictl
+            .run(&["pull", "orlop.test/demo:latest"])?
+            .refused("o space left")?;
+        let refused = crictl.try_run_pod(&PodSpec::new("late"), &[])?;
+        ensure!(
+            refused.code == 0 || refused.stderr.contains("o space left"),
+            "{refused}"
+        );
+        ensure!(crictl.state(&id)? == "CONTAINER_RUNNING");
+        ensure!(crictl.ok(&["exec", "-s", &id, "echo", "here"])? == "here");
+        // Removing needs no space.
+        crictl
+            .remove_pod(&sandbox)
+            .context("a pod can't be removed from a full disk")?;
+        node.run("rm", &["/var/lib/orlop/ballast"])?.ok()?;
+        for old in crictl.ok(&["pods", "-q"])?.lines() {
+            crictl.remove_pod(old)?;
+        }
+        drop(crictl);
+        node.restart_daemon()?;
+        let crictl = node.crictl()?;
+        crictl.ok(&["pull", "orlop.test/demo:latest"])?;
+        let (sandbox, _) = crictl.start_pod(&PodSpec::new("late"), &sleeper("main"))?;
+        crictl.remove_pod(&sandbox)
+    });
+}
