@@ -1,6 +1,20 @@
 //! One netlink socket: requests, their answers, and errors with the kernel's extended text.
+//!
+//! The kernel makes whoever talks to it wait for grace periods that nothing depends on any more: for the memory of a
+//! removed interface after everybody has lost sight of it, and, when an nfnetlink socket is closed, for the memory of
+//! removed nftables elements. Both take some 10 ms. So removals are sent by a thread that does the waiting
+//! ([`Channel::announce`]), and nfnetlink sockets are kept for the next one who needs one ([`crate::pool`]).
 
-use std::{io, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use netlink_packet_core::Emitable;
 use netlink_sys::{Socket, SocketAddr};
@@ -21,6 +35,8 @@ pub(crate) const EXCL: u16 = 0x200;
 pub(crate) const CREATE: u16 = 0x400;
 pub(crate) const APPEND: u16 = 0x800;
 pub(crate) const DUMP: u16 = 0x300;
+/// The change that a request makes is reported to its sender too, as soon as it is made.
+const ECHO: u16 = 0x8;
 const DUMP_INTERRUPTED: u16 = 0x10;
 const CAPPED: u16 = 0x100;
 const ACK_TLVS: u16 = 0x200;
@@ -32,6 +48,8 @@ const HEADER: usize = 16;
 const BUFFER: usize = 64 << 10;
 /// A dump that changed under the kernel's hands is taken again, this often.
 const RETRIES: usize = 8;
+/// So many threads wait for the kernel's clearing up at a time; who comes later waits himself.
+const MAX_ASIDE: usize = 64;
 
 /// A request that failed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +113,13 @@ pub(crate) struct Reply {
     pub(crate) payload: Vec<u8>,
 }
 
+#[cfg(test)]
+impl std::os::fd::AsRawFd for Channel {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 /// What a received message is.
 pub(crate) enum Received {
     /// Part of an answer.
@@ -109,9 +134,11 @@ pub(crate) enum Received {
 
 #[derive(Debug)]
 pub(crate) struct Channel {
-    socket: Socket,
+    socket: Arc<Socket>,
     sequence: u32,
     buffer: Vec<u8>,
+    /// Nothing went wrong on it, so that the next one may use it.
+    sound: bool,
 }
 
 impl Channel {
@@ -127,10 +154,16 @@ impl Channel {
         setsockopt(&socket.as_fd(), ReceiveTimeout, &TimeVal::seconds(seconds))
             .map_err(|e| fail(e.into()))?;
         Ok(Channel {
-            socket,
-            sequence: 0,
+            socket: Arc::new(socket),
+            sequence: first_sequence(),
             buffer: Vec::with_capacity(BUFFER),
+            sound: true,
         })
+    }
+
+    /// Whether every answer that was waited for has come.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.sound
     }
 
     pub(crate) fn next_sequence(&mut self) -> u32 {
@@ -193,18 +226,62 @@ impl Channel {
         }
     }
 
-    pub(crate) fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+    /// Makes a change and returns as soon as the kernel reports it (the payload of a message of type `report`), which
+    /// is before it has cleared up and acknowledges. Nothing is returned when the acknowledgement came first: a kernel
+    /// before 6.2 doesn't report. Once begun, the change is completed whatever becomes of this process.
+    pub(crate) fn announce(
+        &mut self,
+        kind: u16,
+        message: &impl Emitable,
+        report: u16,
+    ) -> Result<Option<Reply>, NetlinkError> {
+        let mut payload = vec![0; message.buffer_len()];
+        message.emit(&mut payload);
+        let sequence = self.next_sequence();
+        self.send_aside(encode(kind, REQUEST | ACK | ECHO, sequence, &payload))?;
         loop {
-            match self.socket.send(bytes, 0) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(NetlinkError::new("send a netlink request", error)),
+            for (header, received) in self.receive()? {
+                if header.sequence != sequence {
+                    continue;
+                }
+                match received {
+                    Received::Failed(error) => return Err(error),
+                    Received::Done | Received::Ack => return Ok(None),
+                    Received::Reply(reply) if header.kind == report => return Ok(Some(reply)),
+                    Received::Reply(_) => {}
+                }
             }
         }
     }
 
+    fn send_aside(&self, bytes: Vec<u8>) -> Result<(), NetlinkError> {
+        static ASIDE: AtomicUsize = AtomicUsize::new(0);
+        let (socket, request) = (self.socket.clone(), bytes.clone());
+        let work = move || {
+            // It fails only for want of memory; then no answer comes, which whoever waits for it finds out.
+            let _ = send(&socket, &request);
+            ASIDE.fetch_sub(1, Ordering::Relaxed);
+        };
+        if ASIDE.fetch_add(1, Ordering::Relaxed) < MAX_ASIDE {
+            let thread = thread::Builder::new().name("netlink".into());
+            if thread.stack_size(64 << 10).spawn(work).is_ok() {
+                return Ok(());
+            }
+        }
+        ASIDE.fetch_sub(1, Ordering::Relaxed);
+        send(&self.socket, &bytes)
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        send(&self.socket, bytes).inspect_err(|_| self.sound = false)
+    }
+
     /// The next datagram's messages.
     pub(crate) fn receive(&mut self) -> Result<Vec<(Header, Received)>, NetlinkError> {
+        self.receive_some().inspect_err(|_| self.sound = false)
+    }
+
+    fn receive_some(&mut self) -> Result<Vec<(Header, Received)>, NetlinkError> {
         const MSG_TRUNC: i32 = nix::sys::socket::MsgFlags::MSG_TRUNC.bits();
         loop {
             self.buffer.clear();
@@ -225,10 +302,29 @@ impl Channel {
     }
 }
 
+/// Sockets of different network namespaces may have the same port, and the kernel reports the removal of a veth pair's
+/// other end to that port of the other namespace. Numbers that no two sockets share keep such a report from being taken
+/// for an answer.
+fn first_sequence() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1 << 16, Ordering::Relaxed)
+}
+
+fn send(socket: &Socket, bytes: &[u8]) -> Result<(), NetlinkError> {
+    loop {
+        match socket.send(bytes, 0) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(NetlinkError::new("send a netlink request", error)),
+        }
+    }
+}
+
 /// What of a message's header matters.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Header {
     pub(crate) sequence: u32,
+    kind: u16,
     flags: u16,
 }
 
@@ -250,9 +346,9 @@ pub(crate) fn encode(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Ve
 
 fn decode(mut bytes: &[u8]) -> Vec<(Header, Received)> {
     let mut messages = Vec::new();
-    while let Some((header, kind, payload, rest)) = split(bytes) {
+    while let Some((header, payload, rest)) = split(bytes) {
         bytes = rest;
-        let received = match kind {
+        let received = match header.kind {
             NLMSG_ERROR => error_of(header.flags, payload),
             // A dump that fails half-way says so in its last message.
             NLMSG_DONE => match payload.first_chunk().map(|b| i32::from_ne_bytes(*b)) {
@@ -270,7 +366,7 @@ fn decode(mut bytes: &[u8]) -> Vec<(Header, Received)> {
     messages
 }
 
-fn split(bytes: &[u8]) -> Option<(Header, u16, &[u8], &[u8])> {
+fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let head = bytes.get(..HEADER)?;
     let kind = u16::from_ne_bytes([head[4], head[5]]);
@@ -278,7 +374,12 @@ fn split(bytes: &[u8]) -> Option<(Header, u16, &[u8], &[u8])> {
     let sequence = u32::from_ne_bytes([head[8], head[9], head[10], head[11]]);
     let payload = bytes.get(HEADER..length)?;
     let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-    Some((Header { sequence, flags }, kind, payload, rest))
+    let header = Header {
+        sequence,
+        kind,
+        flags,
+    };
+    Some((header, payload, rest))
 }
 
 fn error_of(flags: u16, payload: &[u8]) -> Received {

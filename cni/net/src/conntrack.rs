@@ -6,7 +6,8 @@
 use crate::{
     NetlinkError,
     attr::{Attrs, Reader},
-    channel::{ACK, Channel, DUMP},
+    channel::{ACK, DUMP},
+    pool::Pooled,
 };
 
 const SUBSYSTEM: u16 = 1;
@@ -22,7 +23,7 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 /// A socket for it in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Conntrack {
-    channel: Channel,
+    channel: Pooled,
 }
 
 fn head(family: u8) -> [u8; 4] {
@@ -33,7 +34,7 @@ impl Conntrack {
     /// Opens one in the calling thread's network namespace.
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Conntrack {
-            channel: Channel::open(netlink_sys::protocols::NETLINK_NETFILTER)?,
+            channel: Pooled::open()?,
         })
     }
 

@@ -13,6 +13,7 @@ pub mod conntrack;
 mod link;
 mod netns;
 pub mod nft;
+mod pool;
 mod route;
 mod sysctl;
 pub mod tc;

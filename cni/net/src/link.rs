@@ -412,13 +412,28 @@ impl Rtnl {
         })
     }
 
-    /// Removes an interface; fine when it is gone.
+    /// Removes an interface; fine when it is gone. Afterwards nobody finds it and no packet goes through it or, for a
+    /// veth pair, through its other end.
     pub fn remove_link(&mut self, name: &str) -> Result<(), NetlinkError> {
-        match self.channel.tell(RTM_DELLINK, 0, &named(name)) {
-            Err(error) if !error.is_absent() => Err(error.about(|| format!("remove interface {name}"))),
+        let what = |error: NetlinkError| error.about(|| format!("remove interface {name}"));
+        let report = match self.channel.announce(RTM_DELLINK, &named(name), RTM_DELLINK) {
+            Err(error) if error.is_absent() => return Ok(()),
+            other => other.map_err(what)?,
+        };
+        let Some(index) = report.and_then(|report| index_of(&report.payload)) else {
+            return Ok(());
+        };
+        // The report comes when this end is removed and the other may not be yet. The kernel does both under one lock,
+        // so that whoever asks for the same again learns that there is nothing left, and only after that.
+        match self.channel.tell(RTM_DELLINK, 0, &numbered(index)) {
+            Err(error) if !error.is_absent() => Err(what(error)),
             _ => Ok(()),
         }
     }
+}
+
+fn index_of(payload: &[u8]) -> Option<u32> {
+    payload.get(4..8)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
 }
 
 fn parse(payload: &[u8]) -> Option<Link> {
@@ -468,7 +483,43 @@ fn counters(bytes: &[u8]) -> Counters {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::File, os::fd::AsRawFd};
+
     use super::*;
+    use crate::make_netns;
+
+    #[test]
+    fn a_removed_pair_is_gone_at_once_on_both_ends() {
+        make_netns(|| {
+            let far = File::open("/proc/thread-self/ns/net").unwrap();
+            let mut rtnl = Rtnl::open().unwrap();
+            for round in 0..20 {
+                make_netns(|| {
+                    // The near end is in this namespace, the far one in that of the thread before.
+                    let mut near = Rtnl::open().unwrap();
+                    let peer = VethPeer {
+                        name: "far",
+                        netns: far.as_raw_fd(),
+                        mac: None,
+                    };
+                    near.add_veth("near", None, peer).unwrap();
+                    assert!(rtnl.link("far").unwrap().is_some(), "round {round}");
+                    near.remove_link("near").unwrap();
+                    assert_eq!(near.link("near").unwrap(), None, "round {round}");
+                    assert_eq!(rtnl.link("far").unwrap(), None, "round {round}");
+                    near.remove_link("near").unwrap();
+                })
+                .unwrap();
+            }
+            // What the kernel refuses is told.
+            let error = rtnl.remove_link("lo").unwrap_err();
+            assert!(
+                error.to_string().starts_with("failed to remove interface lo"),
+                "{error}"
+            );
+        })
+        .unwrap();
+    }
 
     #[test]
     fn hardware_addresses() {

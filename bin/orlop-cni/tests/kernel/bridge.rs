@@ -258,34 +258,3 @@ fn options_of_bridge_are_honoured() {
         assert!(!rules.contains("a/eth0") && rules.contains("b/eth0"), "{rules}");
     });
 }
-
-#[test]
-fn add_and_del_take_milliseconds() {
-    on_node(|node: Node| {
-        node.write_conf(&node.chain(&[json!({"type": "portmap", "capabilities": {"portMappings": true}})]));
-        let cni = node.cni();
-        let pods: Vec<Attachment> = (0..60).map(|i| node.pod(&format!("c{i}"))).collect();
-        let timed = |what: &str, action: &dyn Fn(&Attachment)| {
-            let mut times: Vec<Duration> = pods
-                .iter()
-                .map(|pod| {
-                    let started = Instant::now();
-                    action(pod);
-                    started.elapsed()
-                })
-                .collect();
-            times.sort();
-            println!(
-                "{what}: median {:?}, p90 {:?}",
-                times[times.len() / 2],
-                times[times.len() * 9 / 10]
-            );
-            times[times.len() / 2]
-        };
-        let add = timed("ADD", &|pod| drop(cni.add(pod).unwrap()));
-        timed("CHECK", &|pod| cni.check(pod).unwrap());
-        timed("DEL", &|pod| cni.del(pod).unwrap());
-        // Generous, as the machine may be busy with other tests.
-        assert!(add < Duration::from_millis(200), "{add:?}");
-    });
-}

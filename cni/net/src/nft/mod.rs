@@ -16,7 +16,8 @@ use std::io;
 use crate::{
     NetlinkError,
     attr::{Attrs, Reader},
-    channel::{ACK, APPEND, CREATE, Channel, DUMP, EXCL, REQUEST, Received, encode},
+    channel::{ACK, APPEND, CREATE, DUMP, EXCL, REQUEST, Received, encode},
+    pool::Pooled,
 };
 
 const SUBSYSTEM: u16 = 10;
@@ -228,7 +229,7 @@ impl Batch {
 /// An nftables socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Nft {
-    channel: Channel,
+    channel: Pooled,
 }
 
 fn kind(message: u16) -> u16 {
@@ -239,7 +240,7 @@ impl Nft {
     /// Opens one in the calling thread's network namespace.
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Nft {
-            channel: Channel::open(netlink_sys::protocols::NETLINK_NETFILTER)?,
+            channel: Pooled::open()?,
         })
     }
 
