@@ -6,6 +6,8 @@ mod bad_input;
 mod bed;
 #[path = "cri/churn.rs"]
 mod churn;
+#[path = "cri/client.rs"]
+mod client;
 #[path = "cri/crictl_images.rs"]
 mod crictl_images;
 #[path = "cri/crictl_network.rs"]
@@ -14,13 +16,19 @@ mod crictl_network;
 mod crictl_pod;
 #[path = "cri/crictl_stream.rs"]
 mod crictl_stream;
+#[path = "cri/damage.rs"]
+mod damage;
 #[path = "cri/disasters.rs"]
 mod disasters;
 #[path = "cri/kill_points.rs"]
 mod kill_points;
+#[path = "cri/leaving.rs"]
+mod leaving;
 #[path = "cri/peers.rs"]
 mod peers;
 #[path = "cri/random_kill.rs"]
 mod random_kill;
 #[path = "cri/restart.rs"]
 mod restart;
+#[path = "cri/rpcs.rs"]
+mod rpcs;
