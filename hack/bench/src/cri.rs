@@ -2,14 +2,15 @@
 //!
 //! Our daemon and containerd run side by side in this benchmark's namespaces, each with a state of its own and the
 //! same image from the same local registry. Each round takes one pod with one container through its life with every
-//! daemon in turn; a second pass leaves 50 ms of quiet before each call.
+//! daemon in turn; a second pass leaves 50 ms of quiet before each call. Then, one daemon after the other: pulls, whole
+//! lives per second with three clients, memory, and how long a killed daemon takes to answer again.
 
 mod daemons;
 
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use cri_api::v1;
 use cri_api::v1::image_service_client::ImageServiceClient;
@@ -23,15 +24,20 @@ use daemons::{Bed, Daemon};
 #[derive(Args)]
 pub(crate) struct Options {
     /// Rounds of each pass
-    #[arg(long, default_value_t = 20)]
-    rounds: u32,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
     /// Milliseconds of quiet before each call in the second pass
     #[arg(long, default_value_t = 50)]
-    idle_ms: u64,
-    /// Pods that stay while memory is measured
-    #[arg(long, default_value_t = 20)]
-    pods: u32,
+    pub(crate) idle_ms: u64,
+    /// Pods that stay while memory and restarts are measured
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub(crate) pods: u32,
 }
+
+/// Clients that take pods through their lives at the same time, as the CRI suite's benchmark has it.
+const CLIENTS: u32 = 3;
+/// How often each daemon is killed.
+const KILLS: u32 = 5;
 
 const OPERATIONS: [&str; 9] = [
     "RunPodSandbox",
@@ -49,14 +55,14 @@ const OPERATIONS: [&str; 9] = [
 pub(crate) fn run(options: &Options) -> Result<()> {
     let layout =
         std::env::var_os(crate::LAYOUT).context("the image layout is built before the namespaces")?;
-    let bed = Bed::new(std::path::Path::new(&layout))?;
+    let mut bed = Bed::new(std::path::Path::new(&layout))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(measure(&bed, options))
+    runtime.block_on(measure(&mut bed, options))
 }
 
-async fn measure(bed: &Bed, options: &Options) -> Result<()> {
+async fn measure(bed: &mut Bed, options: &Options) -> Result<()> {
     let mut clients = Vec::new();
     for daemon in &bed.daemons {
         let (client, ready) = Client::connect(daemon).await?;
@@ -65,12 +71,9 @@ async fn measure(bed: &Bed, options: &Options) -> Result<()> {
             daemon.name,
             ready.as_secs_f64() * 1e3
         );
-        client
-            .pull(bed.image())
-            .await
-            .with_context(|| format!("{} failed to pull", daemon.name))?;
         clients.push(client);
     }
+    pulls(bed, &clients, options.rounds).await?;
     for (label, quiet) in [("hot", 0), ("idle", options.idle_ms)] {
         println!("\n{label}: {} rounds, ms", options.rounds);
         let mut samples = vec![vec![Samples::default(); clients.len()]; OPERATIONS.len()];
@@ -86,25 +89,90 @@ async fn measure(bed: &Bed, options: &Options) -> Result<()> {
             }
         }
         for (operation, row) in OPERATIONS.iter().zip(samples) {
-            let named: Vec<_> = clients.iter().map(|c| c.name.clone()).zip(row).collect();
-            print_row(operation, &named);
+            print_row(operation, &named(&clients, row));
         }
     }
-    memory(bed, &clients, options.pods).await
+    pods_per_second(bed, &clients, options.rounds).await?;
+    memory_and_restarts(bed, &clients, options.pods).await
 }
 
-async fn memory(bed: &Bed, clients: &[Client], pods: u32) -> Result<()> {
-    println!("\nmemory with {pods} pods of one container, PSS in KiB");
-    for (client, daemon) in clients.iter().zip(&bed.daemons) {
+fn named(clients: &[Client], row: Vec<Samples>) -> Vec<(String, Samples)> {
+    clients.iter().map(|c| c.name.clone()).zip(row).collect()
+}
+
+async fn pulls(bed: &Bed, clients: &[Client], rounds: u32) -> Result<()> {
+    println!(
+        "\npull of {} from the local registry, {rounds} rounds, ms",
+        bed.image()
+    );
+    let mut samples = vec![Samples::default(); clients.len()];
+    for round in 0..rounds {
+        for (client, samples) in clients.iter().zip(&mut samples) {
+            let fail = || format!("{} failed to pull in round {round}", client.name);
+            client.remove_image(bed.image()).await.with_context(fail)?;
+            samples.push(client.pull(bed.image()).await.with_context(fail)?);
+        }
+    }
+    print_row("PullImage", &named(clients, samples));
+    Ok(())
+}
+
+/// Lives that the clients of one daemon complete in a second.
+async fn pods_per_second(bed: &Bed, clients: &[Client], rounds: u32) -> Result<()> {
+    println!("\nwhole lives per second, {CLIENTS} clients with {rounds} pods each");
+    for client in clients {
+        let lives = async |worker: u32| {
+            for round in 0..rounds {
+                let name = format!("cycle-{worker}-{round}");
+                client.one_life(bed, &name, Duration::ZERO).await?;
+            }
+            Ok::<(), anyhow::Error>(())
+        };
+        let begun = Instant::now();
+        let (a, b, c) = tokio::join!(Box::pin(lives(0)), Box::pin(lives(1)), Box::pin(lives(2)));
+        for done in [a, b, c] {
+            done.with_context(|| format!("{} failed with {CLIENTS} clients", client.name))?;
+        }
+        let rate = f64::from(CLIENTS * rounds) / begun.elapsed().as_secs_f64();
+        println!("  {:<12} {rate:.1}", client.name);
+    }
+    Ok(())
+}
+
+async fn memory_and_restarts(bed: &mut Bed, clients: &[Client], pods: u32) -> Result<()> {
+    println!(
+        "\nwith {pods} pods of one container: PSS in KiB; ms from a killed daemon's start to its first answer"
+    );
+    for (at, client) in clients.iter().enumerate() {
         let mut sandboxes = Vec::new();
         for n in 0..pods {
             sandboxes.push(client.start_pod(bed, &format!("memory-{n}")).await?.0);
         }
-        let pss = daemon.pss()?;
+        let pss = bed.daemons[at].pss()?;
         println!(
-            "  {:<12} daemon {}, {} helpers {} (the largest {})",
-            client.name, pss.daemon, pss.helpers, pss.helpers_total, pss.helper_largest
+            "  {:<12} daemon {}, {} helpers {} (the largest {}), together {}",
+            client.name,
+            pss.daemon,
+            pss.helpers,
+            pss.helpers_total,
+            pss.helper_largest,
+            pss.daemon + pss.helpers_total
         );
+        let mut restarts = Samples::default();
+        let mut again = None;
+        for _ in 0..KILLS {
+            bed.daemons[at].crash_and_start()?;
+            let (client, ready) = Client::connect(&bed.daemons[at]).await?;
+            ensure!(
+                client.count_ready().await? == sandboxes.len(),
+                "{} has lost pods over a restart",
+                client.name
+            );
+            restarts.push(ready);
+            again = Some(client);
+        }
+        print_row("  restart", &[(client.name.clone(), restarts)]);
+        let client = again.context("it was killed at least once")?;
         for sandbox in sandboxes {
             client.end_pod(&sandbox).await?;
         }
@@ -154,25 +222,29 @@ impl Client {
         )
     }
 
-    async fn pull(&self, image: &str) -> Result<()> {
-        let image = Some(v1::ImageSpec {
-            image: image.to_owned(),
+    /// How long a pull took.
+    async fn pull(&self, image: &str) -> Result<Duration> {
+        let request = v1::PullImageRequest {
+            image: Some(spec(image)),
             ..Default::default()
-        });
-        let begun = Instant::now();
-        self.images
-            .clone()
-            .pull_image(v1::PullImageRequest {
-                image,
-                ..Default::default()
-            })
-            .await?;
-        println!(
-            "{}: image pulled in {:.0} ms",
-            self.name,
-            begun.elapsed().as_secs_f64() * 1e3
-        );
+        };
+        let mut images = self.images.clone();
+        Ok(timed(Duration::ZERO, images.pull_image(request)).await?.0)
+    }
+
+    /// Fine when it isn't there.
+    async fn remove_image(&self, image: &str) -> Result<()> {
+        let image = Some(spec(image));
+        let request = v1::RemoveImageRequest { image };
+        Box::pin(self.images.clone().remove_image(request)).await?;
         Ok(())
+    }
+
+    async fn count_ready(&self) -> Result<usize> {
+        let request = v1::ListPodSandboxRequest::default();
+        let listed = Box::pin(self.runtime.clone().list_pod_sandbox(request)).await?;
+        let ready = |pod: &&v1::PodSandbox| pod.state() == v1::PodSandboxState::SandboxReady;
+        Ok(listed.get_ref().items.iter().filter(ready).count())
     }
 
     fn pod(&self, bed: &Bed, name: &str) -> v1::PodSandboxConfig {
@@ -198,10 +270,7 @@ impl Client {
                 name: "main".to_owned(),
                 attempt: 0,
             }),
-            image: Some(v1::ImageSpec {
-                image: bed.image().to_owned(),
-                ..Default::default()
-            }),
+            image: Some(spec(bed.image())),
             command: ["sleep", "10000"].map(str::to_owned).to_vec(),
             log_path: "main.log".to_owned(),
             ..Default::default()
@@ -294,6 +363,13 @@ impl Client {
             .0,
         );
         Ok(times)
+    }
+}
+
+fn spec(image: &str) -> v1::ImageSpec {
+    v1::ImageSpec {
+        image: image.to_owned(),
+        ..Default::default()
     }
 }
 

@@ -4,6 +4,7 @@
 //! life through the CRI against a containerd started beside our daemon. Medians, 90th percentiles and ratios are
 //! printed; nothing is asserted, because a time on a shared machine proves nothing by itself.
 
+mod cgroup;
 mod cri;
 mod oci;
 mod report;
@@ -11,6 +12,7 @@ mod report;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 
+/// Set inside of the namespaces, to the name of the benchmark's own cgroup.
 const INSIDE: &str = "ORLOP_BENCH_INSIDE";
 /// Where the image layout is: building it needs the network that the namespaces don't have.
 const LAYOUT: &str = "ORLOP_BENCH_LAYOUT";
@@ -54,6 +56,7 @@ fn main() -> Result<()> {
 
 /// Everything that is measured happens in namespaces that end with us.
 fn reexec_in_namespaces(with_images: bool) -> Result<()> {
+    let cgroup = format!("orlop-bench-{}", std::process::id());
     let mut command = std::process::Command::new("unshare");
     if with_images {
         command.env(
@@ -74,9 +77,35 @@ fn reexec_in_namespaces(with_images: bool) -> Result<()> {
         ])
         .arg(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
-        .env(INSIDE, "1")
+        .env(INSIDE, &cgroup)
         .status()
         .context("failed to run `unshare` (util-linux)")?;
+    // Every process in them ended with the namespaces.
+    let removed = cgroup::remove(&cgroup);
     ensure!(status.success(), "the benchmark failed: {status}");
-    Ok(())
+    removed
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn options_have_defaults_and_are_checked() {
+        Args::command().debug_assert();
+        let What::Cri(options) = Args::parse_from(["bench", "cri", "--rounds", "3"]).what else {
+            panic!("it is `cri`")
+        };
+        assert_eq!((options.rounds, options.idle_ms, options.pods), (3, 50, 20));
+        for wrong in [
+            &["bench"][..],
+            &["bench", "cri", "--rounds", "0"],
+            &["bench", "cri", "--pods", "0"],
+            &["bench", "cri", "--rounds", "many"],
+        ] {
+            assert!(Args::try_parse_from(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -23,8 +23,11 @@ pub(crate) struct Daemon {
     pub(crate) name: String,
     /// Its CRI socket.
     pub(crate) socket: PathBuf,
-    /// When it was started.
+    /// When it was started last.
     pub(crate) begun: Instant,
+    program: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
     child: Child,
 }
 
@@ -57,12 +60,8 @@ impl Bed {
         let dir = TempDir::with_prefix("orlop-bench-")?;
         prepare_namespace(dir.path())?;
         let registry = start_registry(dir.path())?;
-        let tag = dir
-            .path()
-            .file_name()
-            .and_then(|n| n.to_str())
-            .context("a temporary folder has a name")?;
-        let cgroup = format!("/{tag}");
+        let cgroup = std::env::var(crate::INSIDE).context("the cgroup is named outside of the namespaces")?;
+        let cgroup = format!("/{cgroup}");
         let mut bed = Self {
             daemons: Vec::new(),
             registry,
@@ -71,7 +70,7 @@ impl Bed {
         };
         wait_for_port(REGISTRY)?;
         tests_images::push::push(REGISTRY, layout)?;
-        bed.daemons.push(start_ours(&ours, bed.dir.path())?);
+        bed.daemons.push(start_ours(&ours, bed.dir.path(), &bed.cgroup)?);
         if let Some(path) = installed("containerd") {
             bed.daemons.push(start_containerd(&path, bed.dir.path())?);
         }
@@ -110,18 +109,35 @@ impl Drop for Bed {
             end(&mut daemon.child);
         }
         end(&mut self.registry);
-        let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else {
-            return;
-        };
-        let below = self.cgroup.trim_start_matches('/');
-        for hierarchy in hierarchies.flatten() {
-            // Only when empty: what a daemon left inside stays visible.
-            let _ = fs::remove_dir(hierarchy.path().join(below));
-        }
     }
 }
 
 impl Daemon {
+    fn start(name: &str, program: &Path, config: &Path, log: &Path, socket: PathBuf) -> Result<Self> {
+        let begun = Instant::now();
+        Ok(Self {
+            name: name.to_owned(),
+            socket,
+            begun,
+            program: program.to_owned(),
+            config: config.to_owned(),
+            log: log.to_owned(),
+            child: spawn(Command::new(program).arg("--config").arg(config), log)?,
+        })
+    }
+
+    /// Kills it as a crash would, and starts it again.
+    pub(crate) fn crash_and_start(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.begun = Instant::now();
+        self.child = spawn(
+            Command::new(&self.program).arg("--config").arg(&self.config),
+            &self.log,
+        )?;
+        Ok(())
+    }
+
     /// The memory of the daemon and of its helpers, by the names of their executables.
     pub(crate) fn pss(&self) -> Result<Pss> {
         let helper = if self.name == "orlop" {
@@ -203,7 +219,7 @@ fn start_registry(dir: &Path) -> Result<Child> {
     )
 }
 
-fn start_ours(program: &Path, dir: &Path) -> Result<Daemon> {
+fn start_ours(program: &Path, dir: &Path, cgroup: &str) -> Result<Daemon> {
     let own = dir.join("orlop");
     fs::create_dir_all(&own)?;
     let socket = PathBuf::from("/run/orlop-bench.sock");
@@ -212,19 +228,12 @@ fn start_ours(program: &Path, dir: &Path) -> Result<Daemon> {
     writeln!(file, "root = {:?}", own.join("root"))?;
     writeln!(file, "state = \"/run/orlop-bench\"")?;
     writeln!(file, "socket = {socket:?}")?;
-    let begun = Instant::now();
-    let child = spawn(
-        Command::new(program).arg("--config").arg(&config),
-        &dir.join("orlop.log"),
-    )?;
-    Ok(Daemon {
-        name: "orlop".to_owned(),
-        socket,
-        begun,
-        child,
-    })
+    writeln!(file, "[cgroup]\nroot = {cgroup:?}\nshims = \"{cgroup}/shims\"")?;
+    Daemon::start("orlop", program, &config, &dir.join("orlop.log"), socket)
 }
 
+/// Without the capability to do so, runc fails to give the pause container the low score for the OOM killer that
+/// containerd asks for, unless it is told to ask for no lower one than it has itself.
 fn start_containerd(program: &Path, dir: &Path) -> Result<Daemon> {
     let own = dir.join("containerd");
     fs::create_dir_all(&own)?;
@@ -236,21 +245,18 @@ fn start_containerd(program: &Path, dir: &Path) -> Result<Daemon> {
             "version = 2\nroot = {:?}\nstate = \"/run/containerd-bench\"\n\
              [grpc]\naddress = {socket:?}\n\
              [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {PAUSE:?}\n\
+             restrict_oom_score_adj = true\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"/etc/cni/net.d\"\n",
             own.join("root")
         ),
     )?;
-    let begun = Instant::now();
-    let child = spawn(
-        Command::new(program).arg("--config").arg(&config),
+    Daemon::start(
+        "containerd",
+        program,
+        &config,
         &dir.join("containerd.log"),
-    )?;
-    Ok(Daemon {
-        name: "containerd".to_owned(),
         socket,
-        begun,
-        child,
-    })
+    )
 }
 
 fn installed(name: &str) -> Option<PathBuf> {
@@ -261,7 +267,7 @@ fn installed(name: &str) -> Option<PathBuf> {
 }
 
 fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
-    let file = fs::File::create(log)?;
+    let file = fs::File::options().create(true).append(true).open(log)?;
     command
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
