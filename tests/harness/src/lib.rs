@@ -11,6 +11,8 @@
 //! when it is dropped. A command is started in the node by a thread that enters its namespaces first (see [`enter`]):
 //! the child inherits them, and is still this process's own child, so that it can be waited for and killed by its pid.
 //!
+//! A runner that is killed can't do that; then the node's [`janitor`] does.
+//!
 //! Two proofs, both in [`audit`]: inside a node, what there is after a test is compared with what there was before it
 //! ([`Node::snapshot`]); on the machine, [`Node::finish`] fails when a cgroup of the node still has children, or its
 //! namespaces, a mount, a link or a file of it are still there. [`Lan`] joins nodes by a bridge in one more namespace.
@@ -21,6 +23,8 @@ mod cgroup;
 mod crictl;
 mod daemon;
 pub mod enter;
+mod footprint;
+mod janitor;
 mod lan;
 mod node;
 mod registry;
@@ -30,6 +34,7 @@ pub mod tools;
 pub use audit::Snapshot;
 pub use crictl::{ContainerSpec, Crictl, PodSpec};
 pub use daemon::Daemon;
+pub use footprint::Footprint;
 pub use lan::{Lan, Link};
 pub use node::{Node, NodeBuilder};
 pub use run::{Finished, wait_until};

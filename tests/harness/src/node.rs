@@ -14,6 +14,7 @@ use crate::boot::{self, Sandbox};
 use crate::cgroup::Subtree;
 use crate::crictl::Crictl;
 use crate::daemon::{self, Daemon};
+use crate::janitor::Janitor;
 use crate::registry;
 use crate::run::{Finished, finish, piped};
 use crate::tools;
@@ -90,6 +91,7 @@ pub struct Node {
     // The order matters when a node is dropped: processes end before their cgroups are removed.
     sandbox: Sandbox,
     cgroup: Subtree,
+    _janitor: Janitor,
 }
 
 impl Node {
@@ -116,9 +118,12 @@ impl Node {
         );
         let machine_before = audit::machine(&name)?;
         let base = std::env::temp_dir().join(&name);
+        // Hired before and dismissed after everything else.
+        let mut janitor = Janitor::hire(&name, &base)?;
         fs::create_dir(&base).with_context(|| format!("failed to create `{}`", base.display()))?;
         let cleanup = RemoveOnError(Some(base.clone()));
         let sandbox = Sandbox::node()?;
+        janitor.tell_keeper(sandbox.pid())?;
         let cgroup = Subtree::new(&name)?;
         let on_disk = boot::real_disk(&base)?;
         let keep = tools::folders()?;
@@ -142,6 +147,7 @@ impl Node {
             environment: wish.environment.clone(),
             sandbox,
             cgroup,
+            _janitor: janitor,
         };
         cleanup.forget();
         node.run("ip", &["link", "set", "lo", "up"])?.ok()?;

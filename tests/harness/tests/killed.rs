@@ -1,0 +1,137 @@
+//! A runner that is killed leaves nothing: neither one with pods, nor one that is killed while it makes its node.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tests_harness::{Footprint, Node, run, tools, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A runner with a folder of its own for all that it makes.
+struct Runner {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Runner {
+    fn start(folder: &Path) -> Self {
+        fs::create_dir_all(folder).unwrap();
+        let log = fs::File::create(folder.join("runner.log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_test-node"))
+            .arg("hold")
+            .arg(folder.join("facts"))
+            .env("TMPDIR", folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// A fact about its node.
+    fn fact(&self, name: &str) -> String {
+        let facts = fs::read_to_string(self.folder.join("facts")).unwrap();
+        let line = facts.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches('=').to_owned()
+    }
+
+    /// SIGKILL, and what is there once everybody has had the time to go.
+    fn kill_and_look(&mut self) -> (usize, Vec<String>) {
+        let name = format!("orlop-test-{}-", self.child.id());
+        let footprint = Footprint::of(self.child.id(), &name, &[&self.folder]);
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        // The outcome is judged by who called.
+        let _ = wait_until("nothing to be left", PATIENCE, || {
+            Ok(footprint.left()?.is_empty())
+        });
+        (footprint.processes(), footprint.left().unwrap())
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // Both are done already, unless the test has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("orlop-killed-{}-{name}", std::process::id()))
+}
+
+#[test]
+fn a_killed_runner_with_pods_leaves_nothing() {
+    let mut runner = Runner::start(&folder("pods"));
+    wait_until("the node", PATIENCE, || {
+        assert!(runner.child.try_wait()?.is_none(), "the runner ended");
+        Ok(runner.folder.join("facts").exists())
+    })
+    .unwrap();
+    let crictl = tools::cri_tools().unwrap().join("crictl");
+    let keeper = runner.fact("node_keeper");
+    let inside = |args: &[&str]| {
+        let child = run::piped(
+            Command::new("nsenter")
+                .args(["-t", &keeper, "--mount", "--net", "--uts", "--ipc"])
+                .arg(format!("--pid=/proc/{keeper}/ns/pid_for_children"))
+                .arg("--")
+                .arg(&crictl)
+                .args(args),
+        )
+        .spawn()
+        .unwrap();
+        run::finish("crictl", child, PATIENCE)
+            .unwrap()
+            .ok()
+            .unwrap()
+            .text()
+            .to_owned()
+    };
+    inside(&["pull", "orlop.test/busybox:1"]);
+    for n in 0..3 {
+        let pod = format!(
+            r#"{{"metadata":{{"name":"p{n}","namespace":"default","uid":"u{n}"}},"log_directory":"/var/log/pods/p{n}","linux":{{}}}}"#
+        );
+        let container = r#"{"metadata":{"name":"c"},"image":{"image":"orlop.test/busybox:1"},
+            "command":["sleep","1000"],"log_path":"c.log","linux":{}}"#;
+        // The repository and the temporary folder are the same inside.
+        let (pod_file, container_file) = (
+            runner.folder.join("pod.json"),
+            runner.folder.join("container.json"),
+        );
+        fs::write(&pod_file, pod).unwrap();
+        fs::write(&container_file, container).unwrap();
+        let (pod, container) = (pod_file.to_str().unwrap(), container_file.to_str().unwrap());
+        let sandbox = inside(&["runp", pod]);
+        let id = inside(&["create", &sandbox, container, pod]);
+        inside(&["start", &id]);
+    }
+    assert_eq!(inside(&["ps", "-q"]).lines().count(), 3);
+    let (processes, left) = runner.kill_and_look();
+    // The runner, the janitor, the keeper and its init, the registry, the daemon; three pods.
+    assert!(processes >= 6 + 3 * 2, "only {processes} processes were seen");
+    assert!(left.is_empty(), "{left:#?}");
+}
+
+#[test]
+fn a_runner_killed_while_it_makes_its_node_leaves_nothing() {
+    // How long that takes here, so that the moments are spread over it on any machine.
+    let begun = std::time::Instant::now();
+    Node::start().unwrap().finish().unwrap();
+    let whole = begun.elapsed();
+    for n in 1..=8 {
+        let mut runner = Runner::start(&folder(&format!("half{n}")));
+        std::thread::sleep(whole * n / 8);
+        let (_, left) = runner.kill_and_look();
+        assert!(left.is_empty(), "killed after {n}/8 of {whole:?}: {left:#?}");
+    }
+}
