@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use tests_harness::{Footprint, Node, run, tools, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -16,42 +17,43 @@ struct Runner {
 }
 
 impl Runner {
-    fn start(folder: &Path) -> Self {
-        fs::create_dir_all(folder).unwrap();
-        let log = fs::File::create(folder.join("runner.log")).unwrap();
+    fn start(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let log = fs::File::create(folder.join("runner.log"))?;
         let child = Command::new(env!("CARGO_BIN_EXE_test-node"))
             .arg("hold")
             .arg(folder.join("facts"))
             .env("TMPDIR", folder)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
+            .stdout(log.try_clone()?)
             .stderr(log)
-            .spawn()
-            .unwrap();
-        Self {
+            .spawn()?;
+        Ok(Self {
             child,
             folder: folder.to_owned(),
-        }
+        })
     }
 
     /// A fact about its node.
-    fn fact(&self, name: &str) -> String {
-        let facts = fs::read_to_string(self.folder.join("facts")).unwrap();
-        let line = facts.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim_start_matches('=').to_owned()
+    fn fact(&self, name: &str) -> Result<String> {
+        let facts = fs::read_to_string(self.folder.join("facts"))?;
+        let mut lines = facts.lines();
+        let fact = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        fact.map(str::to_owned)
+            .with_context(|| format!("there is no {name}"))
     }
 
     /// SIGKILL, and what is there once everybody has had the time to go.
-    fn kill_and_look(&mut self) -> (usize, Vec<String>) {
+    fn kill_and_look(&mut self) -> Result<(usize, Vec<String>)> {
         let name = format!("orlop-test-{}-", self.child.id());
         let footprint = Footprint::of(self.child.id(), &name, &[&self.folder]);
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child.kill()?;
+        self.child.wait()?;
         // The outcome is judged by who called.
         let _ = wait_until("nothing to be left", PATIENCE, || {
             Ok(footprint.left()?.is_empty())
         });
-        (footprint.processes(), footprint.left().unwrap())
+        Ok((footprint.processes(), footprint.left()?))
     }
 }
 
@@ -70,14 +72,14 @@ fn folder(name: &str) -> PathBuf {
 
 #[test]
 fn a_killed_runner_with_pods_leaves_nothing() {
-    let mut runner = Runner::start(&folder("pods"));
+    let mut runner = Runner::start(&folder("pods")).unwrap();
     wait_until("the node", PATIENCE, || {
         assert!(runner.child.try_wait()?.is_none(), "the runner ended");
         Ok(runner.folder.join("facts").exists())
     })
     .unwrap();
     let crictl = tools::cri_tools().unwrap().join("crictl");
-    let keeper = runner.fact("node_keeper");
+    let keeper = runner.fact("node_keeper").unwrap();
     let inside = |args: &[&str]| {
         let child = run::piped(
             Command::new("nsenter")
@@ -116,7 +118,7 @@ fn a_killed_runner_with_pods_leaves_nothing() {
         inside(&["start", &id]);
     }
     assert_eq!(inside(&["ps", "-q"]).lines().count(), 3);
-    let (processes, left) = runner.kill_and_look();
+    let (processes, left) = runner.kill_and_look().unwrap();
     // The runner, the janitor, the keeper and its init, the registry, the daemon; three pods.
     assert!(processes >= 6 + 3 * 2, "only {processes} processes were seen");
     assert!(left.is_empty(), "{left:#?}");
@@ -129,9 +131,9 @@ fn a_runner_killed_while_it_makes_its_node_leaves_nothing() {
     Node::start().unwrap().finish().unwrap();
     let whole = begun.elapsed();
     for n in 1..=8 {
-        let mut runner = Runner::start(&folder(&format!("half{n}")));
+        let mut runner = Runner::start(&folder(&format!("half{n}"))).unwrap();
         std::thread::sleep(whole * n / 8);
-        let (_, left) = runner.kill_and_look();
+        let (_, left) = runner.kill_and_look().unwrap();
         assert!(left.is_empty(), "killed after {n}/8 of {whole:?}: {left:#?}");
     }
 }
