@@ -8,6 +8,7 @@
 
 pub mod clock;
 pub mod config;
+mod deadline;
 pub mod errors;
 pub mod events;
 pub mod lifecycle;

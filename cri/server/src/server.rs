@@ -24,6 +24,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::clock::SystemClock;
 use crate::config::{Config, ConfigError};
+use crate::deadline::Deadlines;
 use crate::lifecycle::KillPoint;
 use crate::network::CniNetwork;
 use crate::node::{Node, Parts};
@@ -144,6 +145,7 @@ async fn run(
     let closing = node.clone();
     let mut closed = node.closing();
     let server = tonic::transport::Server::builder()
+        .layer(tower::layer::layer_fn(Deadlines::new))
         .add_service(
             RuntimeServiceServer::new(service.clone())
                 .max_decoding_message_size(MAX_MESSAGE)
