@@ -43,6 +43,9 @@ pub enum CallError {
     /// It took longer than the caller allowed.
     #[error("{0}")]
     Deadline(String),
+    /// It can't be done now; trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
     /// Orlop doesn't do that.
     #[error("{0}")]
     Unimplemented(&'static str),
@@ -155,6 +158,7 @@ impl CallError {
             Self::NotFound(_) => Code::NotFound,
             Self::State(_) => Code::FailedPrecondition,
             Self::Deadline(_) => Code::DeadlineExceeded,
+            Self::Unavailable(_) => Code::Unavailable,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::Lagged(_) => Code::DataLoss,
             Self::Lost => Code::Internal,
@@ -204,7 +208,7 @@ fn store_code(error: &StoreError) -> Code {
 
 fn shim_code(error: &ShimCallError) -> Code {
     match error {
-        ShimCallError::Died => Code::Unavailable,
+        ShimCallError::Died | ShimCallError::Disconnected { .. } => Code::Unavailable,
         ShimCallError::Timeout { .. } => Code::DeadlineExceeded,
         _ => match error.kind() {
             Some(ErrorKind::NotFound) => Code::NotFound,

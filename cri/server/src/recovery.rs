@@ -6,7 +6,7 @@
 //! runtime state, network attachments. All of it side by side, so that twenty pods take as long as one; and with a
 //! deadline, after which the rest goes on in the background while the daemon already serves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,9 @@ use futures_util::future::join_all;
 
 use crate::errors::CallError;
 use crate::lifecycle::{Operation, Step, remove_tree, unmount, unmount_tree};
-use crate::node::{Node, blocking, log_record};
-use crate::store::{Container, ContainerPhase, Sandbox, SandboxPhase, Torn, record};
+use crate::node::{Node, blocking};
+use crate::shim::Shim;
+use crate::store::{Container, ContainerPhase, Sandbox, SandboxPhase, ShimLink, Torn, record};
 
 /// How long serving waits for what takes long: a plugin that hangs, say.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -150,40 +151,53 @@ impl Node {
 
     async fn recover_sandbox(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
         let sandbox_id = &sandbox.id;
-        let shim = self.runtime.find_shim(sandbox_id).await.unwrap_or_else(|error| {
-            tracing::warn!(%sandbox_id, %error, "failed to reach a shim; it counts as dead");
-            None
-        });
-        let lives = shim.is_some();
-        sandbox.set_shim(shim);
-        let record = sandbox.record();
-        let same_boot = record.boot_id == self.boot_id;
-        let verdict = plan_sandbox(record.phase, sandbox.entry.step(), lives, same_boot);
-        tracing::debug!(%sandbox_id, ?verdict, step = ?sandbox.entry.step(), "recovering");
-        if lives && verdict != SandboxVerdict::Remove {
-            self.recover_containers(&sandbox).await;
-        }
-        match verdict {
-            SandboxVerdict::Keep if lives => {}
-            SandboxVerdict::Keep => self.lose_containers(&sandbox, lost(same_boot)).await,
-            SandboxVerdict::Lose(why) => {
-                self.lose_containers(&sandbox, why).await;
-                sandbox.entry.note(|r| r.phase = SandboxPhase::Lost);
+        match self.runtime.find_shim(sandbox_id).await {
+            Ok(shim) => self.take_up(&sandbox, shim).await,
+            Err(error) => {
+                tracing::warn!(%sandbox_id, %error, "failed to reach a shim; trying again in the background");
+                sandbox.set_link(ShimLink::Unreached);
+                tokio::spawn(self.clone().seek(sandbox.clone()));
             }
+        }
+        // With the shim unreached, only these don't need its word.
+        let lives = !matches!(sandbox.link(), ShimLink::None);
+        match self.verdict(&sandbox, lives) {
+            SandboxVerdict::Keep | SandboxVerdict::Lose(_) => {}
             SandboxVerdict::Stop => {
                 if let Err(error) = self.stop_sandbox(&sandbox).await {
                     let error = error.chain();
                     tracing::warn!(%sandbox_id, error, "failed to finish stopping a sandbox");
                 }
             }
-            SandboxVerdict::Remove => {
-                self.undo_sandbox(&sandbox).await;
-                return;
-            }
+            SandboxVerdict::Remove => self.undo_sandbox(&sandbox).await,
         }
-        if !lives {
-            self.remove_half_made(&sandbox).await;
+    }
+
+    fn verdict(&self, sandbox: &Sandbox, lives: bool) -> SandboxVerdict {
+        let record = sandbox.record();
+        let same_boot = record.boot_id == self.boot_id;
+        plan_sandbox(record.phase, sandbox.entry.step(), lives, same_boot)
+    }
+
+    /// Takes a sandbox's shim up, or its death, and brings the sandbox and its containers up to that. What is to be
+    /// stopped or removed is left for who does that.
+    pub(crate) async fn take_up(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: Option<Arc<dyn Shim>>) {
+        let lives = shim.is_some();
+        sandbox.set_link(shim.map_or(ShimLink::None, ShimLink::Live));
+        let verdict = self.verdict(sandbox, lives);
+        tracing::debug!(sandbox_id = %sandbox.id, ?verdict, step = ?sandbox.entry.step(), "recovering");
+        if verdict == SandboxVerdict::Remove {
+            return;
         }
+        if lives {
+            return self.recover_containers(sandbox).await;
+        }
+        let why = lost(sandbox.record().boot_id == self.boot_id);
+        self.lose_containers(sandbox, why).await;
+        if let SandboxVerdict::Lose(_) = verdict {
+            sandbox.entry.note(|r| r.phase = SandboxPhase::Lost);
+        }
+        self.remove_half_made(sandbox).await;
     }
 
     /// With the shim dead, only records say which containers were half made or half removed.
@@ -223,23 +237,14 @@ impl Node {
     }
 
     async fn recover_container(self: &Arc<Self>, container: &Arc<Container>, seen: Option<&Status>) {
-        let entry = &container.entry;
-        match plan_container(&container.record().phase, entry.step(), seen) {
-            ContainerVerdict::Keep => {}
-            ContainerVerdict::Observe(phase) => {
-                entry.note(|r| r.phase = phase);
-            }
-            ContainerVerdict::Exit(started_at, exit) => self.record_exit(container, Some(started_at), exit),
-            ContainerVerdict::Lose(why) => {
-                if let Err(error) = self.lose_container(container, why).await {
-                    let error = error.chain();
-                    tracing::warn!(container_id = %container.id, error, "failed to kill a lost container");
-                }
-            }
-            ContainerVerdict::Remove => return self.remove_left(container).await,
+        let verdict = plan_container(&container.record().phase, container.entry.step(), seen);
+        if verdict == ContainerVerdict::Remove {
+            return self.remove_left(container).await;
         }
-        log_record(entry.settle(Operation::Start));
-        log_record(entry.settle(Operation::Signal));
+        if let Err(error) = self.observe(container, seen).await {
+            let error = error.chain();
+            tracing::warn!(container_id = %container.id, error, "failed to kill a lost container");
+        }
     }
 
     async fn remove_left(self: &Arc<Self>, container: &Arc<Container>) {
@@ -251,13 +256,20 @@ impl Node {
     }
 
     /// Removes what belongs to no record.
-    async fn sweep(self: &Arc<Self>) -> Result<(), CallError> {
-        let known: BTreeSet<_> = self.store.sandboxes().iter().map(|s| s.id.to_string()).collect();
-        for name in strangers(record::folders(&self.paths.pods())?, &known) {
-            self.sweep_pod(&name).await?;
+    pub(crate) async fn sweep(self: &Arc<Self>) -> Result<(), CallError> {
+        // While this goes on, pods and containers are made: each has its record before anything else, so what has none
+        // at the moment when it was listed already is nobody's.
+        for name in record::folders(&self.paths.pods())? {
+            let id = name.parse::<PodSandboxId>().ok();
+            if id.is_none_or(|id| self.store.sandbox_by_id(&id).is_none()) {
+                self.sweep_pod(&name).await?;
+            }
         }
-        let known: BTreeSet<_> = self.store.containers().iter().map(|c| c.id.to_string()).collect();
-        for name in strangers(record::folders(&self.paths.bundles())?, &known) {
+        let stranger = |id: &str| self.store.container_by_id(id).is_none();
+        for name in record::folders(&self.paths.bundles())? {
+            if !stranger(&name) {
+                continue;
+            }
             tracing::info!(name, "removing a bundle without record");
             let (bundle, rootfs) = (self.paths.bundle(&name), self.paths.rootfs(&name));
             let images = self.paths.image_mounts(&name);
@@ -268,7 +280,10 @@ impl Node {
             })
             .await?;
         }
-        for name in strangers(record::folders(&self.paths.oci())?, &known) {
+        for name in record::folders(&self.paths.oci())? {
+            if !stranger(&name) {
+                continue;
+            }
             tracing::info!(name, "removing runtime state without record");
             let state = self.paths.oci().join(&name);
             blocking(move || remove_tree(&state)).await?;
@@ -276,7 +291,7 @@ impl Node {
         for key in self.images.snapshots() {
             // `<container>` or `<container>-<volume>`
             let owner = key.split('-').next().unwrap_or_default();
-            if !known.contains(owner) {
+            if stranger(owner) {
                 tracing::info!(key, "removing a snapshot without record");
                 self.images.remove_snapshot(&key).await?;
             }
@@ -312,10 +327,6 @@ impl Node {
         })
         .await
     }
-}
-
-fn strangers(names: Vec<String>, known: &BTreeSet<String>) -> Vec<String> {
-    names.into_iter().filter(|name| !known.contains(name)).collect()
 }
 
 #[cfg(test)]

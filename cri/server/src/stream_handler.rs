@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::errors::CallError;
 use crate::lifecycle::phase_name;
 use crate::node::Node;
-use crate::rpc::{Wanted, start_exec};
+use crate::rpc::{Wanted, next_name, start_exec};
 use crate::shim::{AttachReader, AttachTo, AttachWriter, ExecHandle, Shim};
 use crate::store::{Container, ContainerPhase, SandboxPhase};
 
@@ -198,7 +198,7 @@ async fn exec_pipes(
         *flag = true;
         outputs.push((read, client));
     }
-    let (_, handle) = start_exec(node, container, wanted, theirs).await?;
+    let handle = start_exec(node, container, &next_name(node), wanted, theirs).await?;
     let (ended, end) = watch::channel(false);
     let copies = outputs
         .into_iter()
@@ -277,7 +277,7 @@ async fn exec_terminal(
     if let Some(size) = streams.resize.as_mut().and_then(|sizes| sizes.try_recv().ok()) {
         wanted.size = Some((size.width, size.height));
     }
-    let (_, handle) = start_exec(node, container, wanted, Vec::new()).await?;
+    let handle = start_exec(node, container, &next_name(node), wanted, Vec::new()).await?;
     let ExecHandle { console, exit, .. } = handle;
     let console = console.ok_or_else(|| CallError::State("the shim gave no terminal".to_owned()))?;
     let watched = terminal_ends(&console).map_err(CallError::file("watch", Path::new("terminal")));

@@ -198,6 +198,10 @@ pub struct Create {
     pub log_path: Option<PathBuf>,
     /// A line longer than this many bytes is split into parts tagged `P`.
     pub max_log_line: u32,
+    /// It has no PID namespace of its own, so the kernel leaves its other processes alone when its init ends: the
+    /// shim kills them.
+    #[serde(default)]
+    pub kill_all_at_exit: bool,
 }
 
 /// Which OCI runtime.
@@ -285,6 +289,9 @@ pub struct ContainerState {
     pub container: String,
     /// Where it is in its life.
     pub status: Status,
+    /// The execs that run in it or are about to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub execs: Vec<String>,
 }
 
 /// Where a container is in its life: created, running, exited, in that order.

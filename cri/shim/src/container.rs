@@ -28,8 +28,8 @@ pub(crate) const MAX_EXECS: usize = 256;
 pub(crate) enum Phase {
     /// A stage child works on it, or deletes what a failed one left.
     Creating {
-        /// The stage child.
-        stage: i32,
+        /// The stage child that creates it; `None` once its remains are being deleted.
+        stage: Option<i32>,
         /// Deletes that arrived meanwhile.
         given_up: Vec<ReplyTo>,
     },
@@ -65,6 +65,8 @@ pub(crate) struct Container {
     pub(crate) cgroup: Option<String>,
     /// A start stage is under way, or a delete stage.
     pub(crate) busy: bool,
+    /// Its other processes outlive its init unless they are killed.
+    pub(crate) kill_all_at_exit: bool,
 }
 
 impl Container {
@@ -87,6 +89,7 @@ impl Container {
         Some(ContainerState {
             container: self.handle.id.clone(),
             status,
+            execs: self.execs.iter().map(|exec| exec.name.clone()).collect(),
         })
     }
 

@@ -62,7 +62,12 @@ impl Shim {
                 self.answer(reply, Err(error));
                 self.give_up(&container);
             }
-            Job::Other => self.answer(reply, result.map(|_| Reply::Done)),
+            Job::Other => {
+                if let (None, Err(error)) = (reply, &result) {
+                    self.diary.note(format_args!("{error}"));
+                }
+                self.answer(reply, result.map(|_| Reply::Done));
+            }
         }
     }
 
@@ -105,9 +110,10 @@ impl Shim {
                         format_args!("container `{container}` was deleted while being created"),
                     )
                 });
+                // From here on a delete waits: killed, the deletion would leave what it was to delete.
+                self.set_stage(number, None);
                 let job = Job::Abandon { container, error };
-                let pid = self.begin(job, reply, &[], move || stage::delete(&handle));
-                self.set_stage(number, pid);
+                self.begin(job, reply, &[], move || stage::delete(&handle));
             }
         }
     }

@@ -36,6 +36,15 @@ impl Ended {
     }
 }
 
+/// The end of a process that is killed with its container, before it is collected.
+pub(crate) fn killed() -> Exit {
+    Exit {
+        code: 128 + Signal::SIGKILL as i32,
+        oom_killed: false,
+        at: now(),
+    }
+}
+
 /// Collects one ended child.
 pub(crate) fn collect() -> Option<Ended> {
     loop {

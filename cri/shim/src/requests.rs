@@ -101,13 +101,14 @@ impl Shim {
         let number = self.containers.insert(Container {
             handle,
             phase: Phase::Creating {
-                stage: 0,
+                stage: None,
                 given_up: Vec::new(),
             },
             stdio,
             execs: Vec::new(),
             cgroup: None,
             busy: false,
+            kill_all_at_exit: create.kill_all_at_exit,
         });
         let (keep, bundle) = (given.raw(), create.bundle);
         let job = Job::Create { container };
@@ -118,9 +119,9 @@ impl Shim {
         None
     }
 
+    /// Names the stage child that a delete may kill.
     pub(crate) fn set_stage(&mut self, number: u32, pid: Option<i32>) {
-        let container = self.containers.at_mut(number);
-        if let (Some(Phase::Creating { stage, .. }), Some(pid)) = (container.map(|c| &mut c.phase), pid) {
+        if let Some(Phase::Creating { stage, .. }) = self.containers.at_mut(number).map(|c| &mut c.phase) {
             *stage = pid;
         }
     }
@@ -210,8 +211,9 @@ impl Shim {
                     return Some(Err(refuse(ErrorKind::Busy, message)));
                 }
                 given_up.push(reply);
-                let stage = *stage;
-                self.kill_stage(stage);
+                if let Some(stage) = *stage {
+                    self.kill_stage(stage);
+                }
                 return None;
             }
             _ if found.busy => {

@@ -19,7 +19,7 @@ use crate::poll::{Interest, Poll, Token, Watch};
 use crate::reap::{self, Ended, Orphans};
 use crate::slab::Slab;
 use crate::stage;
-use crate::stages::Stage;
+use crate::stages::{Job, Stage};
 use crate::stdio::Shared;
 
 /// The buffer that everything is read into.
@@ -325,6 +325,14 @@ impl Shim {
         if let Some(mut container) = self.containers.remove(number) {
             container.stdio.close(&self.poll, number);
             self.exits.remove(&container.handle.id);
+            // The container's end was theirs too; nobody will look them up when they are collected.
+            for exec in container.execs {
+                self.publish(Event::ExecExited {
+                    container: container.handle.id.clone(),
+                    exec: exec.name,
+                    exit: reap::killed(),
+                });
+            }
         }
     }
 
@@ -373,6 +381,8 @@ impl Shim {
         let change = container.stdio.drain(number, &mut shared);
         let exit = ended.exit(oom_killed(container));
         container.phase = Phase::Exited { started_at, exit };
+        let left = container.cgroup.clone().filter(|_| container.kill_all_at_exit);
+        let driver = container.handle.driver();
         let written = container.state().map(|state| self.exits.write(&state));
         let container = container.handle.id.clone();
         self.note_log(number, change);
@@ -380,6 +390,11 @@ impl Shim {
             self.diary.note(format_args!(
                 "failed to write the exit file of container {container}: {error}"
             ));
+        }
+        if let Some(cgroup) = left {
+            self.begin(Job::Other, None, &[], move || {
+                stage::kill_all(&cgroup, driver, Signal::SIGKILL as i32)
+            });
         }
         self.publish(Event::ContainerExited { container, exit });
     }

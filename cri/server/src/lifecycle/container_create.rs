@@ -15,7 +15,7 @@ use super::plan;
 use super::volumes;
 use super::{Operation, Side, Step, container_name};
 use crate::errors::CallError;
-use crate::node::{Node, blocking, log_record, names_of};
+use crate::node::{Node, blocking, names_of};
 use crate::spec::{
     self, HostFacts, MountSource, NamespacePaths, ResolvedUser, SandboxFiles, SeccompSource, SpecDefaults,
     SpecInput,
@@ -235,6 +235,8 @@ impl Node {
                 blocking(move || bundle.write()).await
             })
             .await?;
+        // Its end, however soon, is heard only after it is recorded as created.
+        let starting = container.starting.lock().await;
         let pid = self
             .step(
                 entry,
@@ -253,7 +255,11 @@ impl Node {
             })?;
             Ok(())
         })?;
-        log_record(entry.settle(Operation::Create));
+        drop(starting);
+        // A shim that died meanwhile was heard of before there was a container to give up.
+        self.live_shim(sandbox)?;
+        // Unsettled, it would be undone at the next start although its caller was told of it.
+        entry.settle(Operation::Create)?;
         self.announce(id, ContainerEventType::ContainerCreatedEvent, sandbox);
         Ok(())
     }
@@ -328,9 +334,7 @@ impl Node {
         plan: &Plan,
     ) -> Result<i32, CallError> {
         let id = container.id.as_str();
-        let shim = sandbox
-            .shim()
-            .ok_or_else(|| CallError::State(format!("the shim of sandbox {} is dead", sandbox.id)))?;
+        let shim = self.live_shim(sandbox)?;
         let request = Create {
             container: id.to_owned(),
             bundle: self.paths.bundle(id),
@@ -341,6 +345,7 @@ impl Node {
             stdin_once: plan.config.stdin_once,
             log_path: plan.log_path.clone(),
             max_log_line: self.config().containers.max_log_line.unwrap_or(MAX_LOG_LINE),
+            kill_all_at_exit: !container.record().own_pid_namespace,
         };
         shim.create(request)
             .await

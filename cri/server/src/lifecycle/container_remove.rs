@@ -48,9 +48,13 @@ impl Node {
             blocking(move || files::remove_tree(&bundle)).await
         })
         .await?;
-        self.quick_step(entry, Step::ContainerForget, || {
-            Ok(self.store.forget_container(container)?)
-        })?;
+        self.step(entry, Step::ContainerForget, async {
+            // Its volumes go too, however much is in them.
+            let (node, container) = (self.clone(), container.clone());
+            blocking(move || Ok(node.store.forget_container(&container)?)).await
+        })
+        .await?;
+        self.cpu.forget(id);
         if visible {
             self.announce_container(container, ContainerEventType::ContainerDeletedEvent);
         }
@@ -72,7 +76,8 @@ impl Node {
         let sandbox = self.store.sandbox_by_id(&container.sandbox);
         if let Some(shim) = sandbox.and_then(|s| s.shim()) {
             match shim.delete(id, true).await {
-                Ok(()) => return Ok(()),
+                // The shim may not have known the container, and a foreign runtime may leave its cgroup.
+                Ok(()) => return self.drop_cgroup(container.record().cgroup.clone()).await,
                 Err(ShimCallError::Died) => {}
                 Err(error) => return Err(CallError::shim("delete the container")(error)),
             }

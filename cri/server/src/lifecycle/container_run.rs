@@ -46,9 +46,10 @@ impl Node {
             })
             .await;
         if let Err(error) = started {
-            self.record_start_error(container, &error);
-            log_record(container.entry.settle(Operation::Start));
-            return Err(error);
+            self.start_failed(container, &*shim, &error).await;
+            if !matches!(container.record().phase, ContainerPhase::Running { .. }) {
+                return Err(error);
+            }
         }
         let written = self.quick_step(&container.entry, Step::ContainerRunning, || {
             Ok(container.entry.note(|r| {
@@ -62,6 +63,32 @@ impl Node {
         }
         self.announce_container(container, ContainerEventType::ContainerStartedEvent);
         Ok(())
+    }
+
+    /// Finds out what a failed start means for the container. Only the shim's own word makes it an end.
+    async fn start_failed(&self, container: &Container, shim: &dyn Shim, error: &CallError) {
+        let refused = match error {
+            CallError::Shim {
+                source: ShimCallError::Refused(refused),
+                ..
+            } => Some(refused.kind),
+            _ => None,
+        };
+        match refused {
+            // It isn't waiting for a start, then; or nobody knows.
+            None | Some(ErrorKind::WrongState | ErrorKind::Busy | ErrorKind::NotFound) => {
+                if let Err(doubt) = self.ask_about(container).await {
+                    let (doubt, container_id) = (doubt.chain(), &container.id);
+                    tracing::warn!(%container_id, doubt, "whether a container was started is not known");
+                }
+            }
+            Some(_) => {
+                // Whatever is left of it must not run under a record that says otherwise.
+                let _ = shim.kill(container.id.as_str(), SIGKILL, false).await;
+                self.record_start_error(container, error);
+                log_record(container.entry.settle(Operation::Start));
+            }
+        }
     }
 
     fn record_start_error(&self, container: &Container, error: &CallError) {
@@ -80,19 +107,6 @@ impl Node {
         self.announce_container(container, ContainerEventType::ContainerStoppedEvent);
     }
 
-    /// The shim of a container's sandbox.
-    pub(crate) fn shim_of(&self, container: &Container) -> Result<Arc<dyn Shim>, CallError> {
-        self.store
-            .sandbox_by_id(&container.sandbox)
-            .and_then(|sandbox| sandbox.shim())
-            .ok_or_else(|| {
-                CallError::State(format!(
-                    "the shim of container {} is gone, and the container with it",
-                    container.id
-                ))
-            })
-    }
-
     /// Asks a running container to stop, and kills it when it hasn't after `grace` seconds. Several callers may wait
     /// at once, each with a grace period of its own.
     pub(crate) async fn stop_container(
@@ -104,12 +118,13 @@ impl Node {
             return Ok(());
         }
         let grace = Duration::from_secs(u64::try_from(grace.clamp(0, MAX_GRACE)).unwrap_or(0));
-        let signal = container.record().stop_signal;
-        if !grace.is_zero() && signal != SIGKILL {
+        let stop_signal = container.record().stop_signal;
+        if !grace.is_zero() && stop_signal != SIGKILL {
+            let shim = self.shim_of(container)?;
             self.step(
                 &container.entry,
                 Step::ContainerSignal,
-                self.signal(container, signal, false),
+                signal(container, &*shim, stop_signal, false),
             )
             .await?;
             let _ = tokio::time::timeout(grace, container.exited()).await;
@@ -128,17 +143,28 @@ impl Node {
         }
         // With a PID namespace of its own, all of it ends with init.
         let all = !record.own_pid_namespace;
-        let sandbox = self.store.sandbox_by_id(&container.sandbox);
-        if sandbox.and_then(|s| s.shim()).is_none() {
-            self.lose_container(container, "shim died").await?;
-            return self.settle_signals(container);
+        let shim = match self.shim_of(container) {
+            Ok(shim) => shim,
+            Err(error @ CallError::Unavailable(_)) => return Err(error),
+            Err(_) => {
+                self.lose_container(container, "shim died").await?;
+                return self.settle_signals(container);
+            }
+        };
+        let sent = self
+            .step(
+                &container.entry,
+                Step::ContainerKill,
+                signal(container, &*shim, SIGKILL, all),
+            )
+            .await?;
+        if !sent {
+            // Its end is on its way, or was lost on it.
+            if let Err(error) = self.ask_about(container).await {
+                let (error, container_id) = (error.chain(), &container.id);
+                tracing::warn!(%container_id, error, "failed to ask for the end of a container");
+            }
         }
-        self.step(
-            &container.entry,
-            Step::ContainerKill,
-            self.signal(container, SIGKILL, all),
-        )
-        .await?;
         if tokio::time::timeout(KILL_PATIENCE, container.exited())
             .await
             .is_err()
@@ -156,18 +182,16 @@ impl Node {
         log_record(container.entry.settle(Operation::Signal));
         Ok(())
     }
+}
 
-    async fn signal(&self, container: &Container, signal: i32, all: bool) -> Result<(), CallError> {
-        let Ok(shim) = self.shim_of(container) else {
-            return Ok(());
-        };
-        match shim.kill(container.id.as_str(), signal, all).await {
-            Ok(()) => Ok(()),
-            // It ended by itself meanwhile; or its shim did, which ends it too.
-            Err(ShimCallError::Died) => Ok(()),
-            Err(error) if matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::WrongState)) => Ok(()),
-            Err(error) => Err(CallError::shim("signal the container")(error)),
-        }
+/// Signals a container; false: it has ended, as far as the shim knows.
+async fn signal(container: &Container, shim: &dyn Shim, signal: i32, all: bool) -> Result<bool, CallError> {
+    match shim.kill(container.id.as_str(), signal, all).await {
+        Ok(()) => Ok(true),
+        // Its end is heard from whoever buries the shim.
+        Err(ShimCallError::Died) => Ok(true),
+        Err(error) if matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::WrongState)) => Ok(false),
+        Err(error) => Err(CallError::shim("signal the container")(error)),
     }
 }
 

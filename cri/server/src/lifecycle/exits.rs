@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use crate::errors::CallError;
 use crate::node::{Node, blocking};
 use crate::shim::ShimEvent;
-use crate::store::{Cause, Container, ContainerPhase, Ended, Sandbox, SandboxPhase};
+use crate::store::{Cause, Container, ContainerPhase, Ended, Sandbox, SandboxPhase, ShimLink};
 
 /// The exit code of a container that was lost: as if killed by SIGKILL, which it was.
 const LOST: i32 = 137;
@@ -95,7 +95,7 @@ impl Node {
 
     /// A shim is dead: what it wrote down of ends is taken over, and all other containers are killed.
     pub(crate) async fn bury(self: Arc<Self>, sandbox: Arc<Sandbox>) {
-        sandbox.set_shim(None);
+        sandbox.set_link(ShimLink::None);
         tracing::warn!(sandbox_id = %sandbox.id, "the shim died; its containers are killed");
         self.lose_containers(&sandbox, "shim died").await;
         sandbox.entry.note(|r| {
@@ -121,17 +121,19 @@ impl Node {
         for container in self.store.containers_in(&sandbox.id) {
             if let Some(Status::Exited { started_at, exit }) = recorded.get(container.id.as_str()) {
                 self.record_exit(&container, Some(*started_at), *exit);
-            } else if let Err(error) = self.lose_container(&container, why).await {
+            }
+            if let Err(error) = self.lose_container(&container, why).await {
                 let (error, container_id) = (error.chain(), &container.id);
                 tracing::warn!(%container_id, error, "failed to kill a container whose shim is dead");
             }
         }
     }
 
-    /// Kills a container without a shim through its cgroup, and records that it is lost.
+    /// Kills a container without a shim through its cgroup, and records that it is lost. Of one that has exited, what
+    /// it left running is killed.
     pub(crate) async fn lose_container(&self, container: &Container, why: &str) -> Result<(), CallError> {
         let record = container.record();
-        if matches!(record.phase, ContainerPhase::Exited(_) | ContainerPhase::Creating) {
+        if record.phase == ContainerPhase::Creating {
             return Ok(());
         }
         let (path, driver) = (record.cgroup.clone(), self.config().cgroup.driver.into());

@@ -12,6 +12,7 @@ mod files;
 mod plan;
 mod sandbox_create;
 mod sandbox_remove;
+mod shim_link;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -17,10 +17,10 @@ use super::plan::{self, SandboxPlan};
 use super::{Operation, Side, Step, sandbox_name};
 use crate::errors::CallError;
 use crate::network;
-use crate::node::{Node, blocking, log_record};
+use crate::node::{Node, blocking};
 use crate::shim::ShimCallError;
 use crate::spec::linux_resources;
-use crate::store::{CgroupParent, PodLimits, Sandbox, SandboxPhase, SandboxRecord};
+use crate::store::{CgroupParent, PodLimits, Sandbox, SandboxPhase, SandboxRecord, ShimLink};
 
 /// Between two tries to clean up what could not be undone.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -121,7 +121,8 @@ impl Node {
             return Err(CallError::shim("keep the sandbox's shim")(ShimCallError::Died));
         }
         files::write_hosts(&self.paths, sandbox, &files::hostname(plan)?)?;
-        log_record(entry.settle(Operation::Create));
+        // Unsettled, it would be undone at the next start although its caller was told of it.
+        entry.settle(Operation::Create)?;
         let id = sandbox.id.as_str();
         self.announce(id, ContainerEventType::ContainerCreatedEvent, sandbox);
         self.announce(id, ContainerEventType::ContainerStartedEvent, sandbox);
@@ -152,7 +153,8 @@ impl Node {
 
     async fn start_shim(&self, sandbox: &Sandbox) -> Result<(), CallError> {
         let shim = self.runtime.start_shim(&sandbox.id).await;
-        sandbox.set_shim(Some(shim.map_err(CallError::shim("start the sandbox's shim"))?));
+        let shim = shim.map_err(CallError::shim("start the sandbox's shim"))?;
+        sandbox.set_link(ShimLink::Live(shim));
         Ok(())
     }
 
@@ -162,7 +164,7 @@ impl Node {
             return Ok(());
         }
         let id = sandbox.id.as_str();
-        let shim = sandbox.shim().ok_or(CallError::Lost)?;
+        let shim = self.live_shim(sandbox)?;
         let record = sandbox.record();
         let request = PinNamespaces {
             namespaces: kinds
@@ -207,6 +209,11 @@ impl Node {
             let mut pause = FIRST_RETRY;
             loop {
                 tokio::time::sleep(pause).await;
+                let _alone = sandbox.gate.write().await;
+                if node.store.sandbox_by_id(&sandbox.id).is_none() {
+                    // Somebody else was faster.
+                    return;
+                }
                 match node.take_down(&sandbox).await {
                     Ok(()) => return,
                     Err(error) => {

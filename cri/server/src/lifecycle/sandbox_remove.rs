@@ -14,7 +14,7 @@ use super::sandbox_create::init_cgroup;
 use super::{Operation, Step};
 use crate::errors::CallError;
 use crate::node::{Node, blocking, log_record};
-use crate::store::{CgroupParent, Container, Sandbox, SandboxPhase};
+use crate::store::{CgroupParent, Container, Sandbox, SandboxPhase, ShimLink};
 
 impl Node {
     /// Kills a sandbox's containers and gives back all that it holds but its record.
@@ -23,6 +23,7 @@ impl Node {
         if sandbox.record().phase == SandboxPhase::Stopped {
             return Ok(());
         }
+        self.rouse(sandbox).await?;
         self.release(sandbox).await?;
         let written = self.quick_step(&sandbox.entry, Step::SandboxStopped, || {
             Ok(sandbox.entry.note(|r| r.phase = SandboxPhase::Stopped))
@@ -62,6 +63,7 @@ impl Node {
     pub(crate) async fn take_down(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), CallError> {
         let entry = &sandbox.entry;
         let id = sandbox.id.as_str();
+        self.rouse(sandbox).await?;
         self.step(entry, Step::SandboxRemove, self.remove_containers(sandbox))
             .await?;
         if sandbox.record().phase != SandboxPhase::Stopped {
@@ -79,17 +81,26 @@ impl Node {
             .await?;
         self.quick_step(entry, Step::SandboxForget, || {
             Ok(self.store.forget_sandbox(sandbox)?)
-        })
+        })?;
+        self.cpu.forget(id);
+        Ok(())
     }
 
-    /// Stops what runs and gives back network, shim, namespaces and tmpfs.
+    /// Stops what runs and gives back shim, network, namespaces and tmpfs. The network comes after the shim: a plugin
+    /// that hangs keeps the pod's network namespace from going, and nothing else.
     async fn release(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), CallError> {
         let entry = &sandbox.entry;
         self.step(entry, Step::SandboxStopContainers, self.kill_containers(sandbox))
             .await?;
-        self.step(entry, Step::SandboxReleaseNetwork, self.release_network(sandbox))
-            .await?;
+        // From here on it can't be used, even if it can't be stopped wholly.
+        entry.note(|r| {
+            if r.phase == SandboxPhase::Ready {
+                r.phase = SandboxPhase::Lost;
+            }
+        });
         self.step(entry, Step::SandboxEndShim, self.end_shim(sandbox))
+            .await?;
+        self.step(entry, Step::SandboxReleaseNetwork, self.release_network(sandbox))
             .await?;
         self.step(entry, Step::SandboxUnpin, self.unpin(sandbox)).await?;
         self.quick_step(entry, Step::SandboxDropShm, || {
@@ -100,7 +111,9 @@ impl Node {
     async fn kill_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), CallError> {
         let containers = self.store.containers_in(&sandbox.id);
         let kill = |container: Arc<Container>| async move {
+            // Killed first: whoever holds its gate may be waiting for it.
             self.kill_container(&container).await?;
+            let _alone = container.gate.lock().await;
             // The shim ends next; nobody could ask it for this later.
             self.delete_from_runtime(&container).await
         };
@@ -132,7 +145,7 @@ impl Node {
             shim.shutdown(true)
                 .await
                 .map_err(CallError::shim("end the sandbox's shim"))?;
-            sandbox.set_shim(None);
+            sandbox.set_link(ShimLink::None);
         }
         let record = sandbox.record();
         if record.namespaces.pid {

@@ -98,10 +98,10 @@ steps! {
 
     /// StopPodSandbox: its containers are killed.
     SandboxStopContainers => Stop,
-    /// StopPodSandbox: CNI DEL.
-    SandboxReleaseNetwork => Stop,
     /// StopPodSandbox: the shim ends, and the pod's own init with it.
     SandboxEndShim => Stop,
+    /// StopPodSandbox: CNI DEL.
+    SandboxReleaseNetwork => Stop,
     /// StopPodSandbox: the namespaces are let go.
     SandboxUnpin => Stop,
     /// StopPodSandbox: the tmpfs for `/dev/shm` goes.

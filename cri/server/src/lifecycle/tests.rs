@@ -196,6 +196,7 @@ impl World {
             stdin_once: false,
             log_path: None,
             max_log_line: 16384,
+            kill_all_at_exit: false,
         };
         sandbox.shim().unwrap().create(request).await.unwrap();
         container
@@ -236,6 +237,16 @@ fn pod_config() -> v1::PodSandboxConfig {
         ..Default::default()
     });
     config
+}
+
+async fn eventually(what: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if what() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it never came to be");
 }
 
 fn exit(code: i32) -> Exit {
@@ -389,15 +400,185 @@ async fn when_a_shim_dies_its_containers_are_lost_but_what_it_wrote_down_counts(
     let lost = ended(&running);
     assert_eq!(lost.code, 137);
     assert_eq!(lost.cause, Cause::Lost("shim died".into()));
-    for _ in 0..100 {
-        if pod.record().phase == SandboxPhase::Lost {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_eq!(pod.record().phase, SandboxPhase::Lost);
+    eventually(|| pod.record().phase == SandboxPhase::Lost).await;
     world.node.remove_sandbox(&pod).await.unwrap();
     world.assert_clean();
+}
+
+#[tokio::test]
+async fn a_shim_that_cannot_be_reached_at_a_restart_is_not_taken_for_dead() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let container = world.running(9, &pod).await.id.to_string();
+    let id = pod.id.clone();
+    drop(pod);
+    let shim = world.shims.shim(&id).unwrap();
+    shim.hang(true);
+    let world = world.restart().await;
+    let container = world.node.store.find_container(&container).unwrap();
+    let pod = world.node.store.find_sandbox(id.as_str()).unwrap();
+    assert_eq!(pod.record().phase, SandboxPhase::Ready);
+    assert!(matches!(container.record().phase, ContainerPhase::Running { .. }));
+    let refused = world.node.stop_container(&container, 0).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    assert!(matches!(container.record().phase, ContainerPhase::Running { .. }));
+    shim.hang(false);
+    eventually(|| pod.shim().is_some()).await;
+    assert!(world.shims.killed().is_empty());
+    world.node.stop_container(&container, 5).await.unwrap();
+    assert_eq!(ended(&container).code, 128 + 15);
+    world.node.remove_sandbox(&pod).await.unwrap();
+    world.assert_clean();
+}
+
+#[tokio::test]
+async fn a_shim_that_died_while_it_could_not_be_reached_is_buried() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let container = world.running(9, &pod).await.id.to_string();
+    let id = pod.id.clone();
+    drop(pod);
+    world.shims.shim(&id).unwrap().hang(true);
+    let world = world.restart().await;
+    world.shims.unsubscribe();
+    world.shims.die(&id).await;
+    let container = world.node.store.find_container(&container).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), container.exited())
+        .await
+        .unwrap();
+    assert_eq!(ended(&container).cause, Cause::Lost("shim died".into()));
+    let pod = world.node.store.find_sandbox(id.as_str()).unwrap();
+    eventually(|| pod.record().phase == SandboxPhase::Lost).await;
+    world.node.remove_sandbox(&pod).await.unwrap();
+    world.assert_clean();
+}
+
+#[tokio::test]
+async fn a_shim_that_hangs_does_not_keep_its_pod_from_being_stopped() {
+    for reached in [true, false] {
+        let mut world = World::new().await;
+        let pod = world.pod().await;
+        let container = world.running(9, &pod).await.id.to_string();
+        let id = pod.id.clone();
+        drop(pod);
+        world.shims.shim(&id).unwrap().hang(true);
+        if !reached {
+            world = world.restart().await;
+        }
+        let pod = world.node.store.find_sandbox(id.as_str()).unwrap();
+        world.node.stop_sandbox(&pod).await.unwrap();
+        assert_eq!(world.shims.killed(), std::slice::from_ref(&id));
+        let container = world.node.store.find_container(&container).unwrap();
+        assert_eq!(ended(&container).code, 137);
+        assert_eq!(pod.record().phase, SandboxPhase::Stopped);
+        world.node.remove_sandbox(&pod).await.unwrap();
+        world.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_comes_before_the_creation_is_recorded_is_kept() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let container = world.container(9, &pod).await;
+    container.entry.note(|r| r.phase = ContainerPhase::Creating);
+    let creating = container.starting.clone();
+    let creating = creating.lock().await;
+    world.shims.exit(&pod.id, container.id.as_str(), exit(5)).await;
+    // The end is heard, and waits.
+    eventually(|| Arc::strong_count(&container.starting) > 2).await;
+    container
+        .entry
+        .note(|r| r.phase = ContainerPhase::Created { pid: 1 });
+    drop(creating);
+    tokio::time::timeout(Duration::from_secs(5), container.exited())
+        .await
+        .unwrap();
+    assert_eq!(ended(&container).code, 5);
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_heard_of_is_asked_for() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let container = world.running(9, &pod).await;
+    let shim = world.shims.shim(&pod.id).unwrap();
+    shim.mute(true);
+    world.shims.exit(&pod.id, container.id.as_str(), exit(6)).await;
+    let stopped = world.node.stop_container(&container, 0);
+    tokio::time::timeout(Duration::from_secs(5), stopped)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(ended(&container).code, 6);
+}
+
+#[tokio::test]
+async fn a_start_whose_answer_is_lost_is_a_start() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let container = world.container(9, &pod).await;
+    let shim = world.shims.shim(&pod.id).unwrap();
+    shim.lose_start();
+    world.node.start_container(&container).await.unwrap();
+    assert!(matches!(container.record().phase, ContainerPhase::Running { .. }));
+    assert!(container.entry.step().is_none());
+}
+
+#[tokio::test]
+async fn a_start_whose_outcome_is_not_known_is_not_an_end() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let container = world.container(9, &pod).await;
+    let shim = world.shims.shim(&pod.id).unwrap();
+    shim.hang(true);
+    let error = world.node.start_container(&container).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
+    assert!(matches!(container.record().phase, ContainerPhase::Created { .. }));
+    shim.hang(false);
+    world.node.start_container(&container).await.unwrap();
+    assert!(matches!(container.record().phase, ContainerPhase::Running { .. }));
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_stopped_wholly_is_not_ready_and_has_no_shim() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let container = world.running(9, &pod).await;
+    world.network.detach_fails.store(true, Ordering::Relaxed);
+    let error = world.node.stop_sandbox(&pod).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unavailable);
+    assert_eq!(pod.record().phase, SandboxPhase::Lost);
+    assert!(matches!(container.record().phase, ContainerPhase::Exited(_)));
+    assert!(world.shims.shim(&pod.id).is_none());
+    world.network.detach_fails.store(false, Ordering::Relaxed);
+    world.node.stop_sandbox(&pod).await.unwrap();
+    assert_eq!(pod.record().phase, SandboxPhase::Stopped);
+    world.node.remove_sandbox(&pod).await.unwrap();
+    world.assert_clean();
+}
+
+#[tokio::test]
+async fn what_is_made_while_the_sweep_runs_is_left_alone() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let node = world.node.clone();
+    let sweeping = tokio::spawn(async move {
+        for _ in 0..200 {
+            node.sweep().await.unwrap();
+        }
+    });
+    for n in 1..=100 {
+        let container = world.container(n, &pod).await;
+        let bundle = world.node.paths.bundle(container.id.as_str());
+        std::fs::create_dir_all(&bundle).unwrap();
+        tokio::task::yield_now().await;
+        assert!(bundle.exists());
+    }
+    sweeping.await.unwrap();
+    let bundles = crate::store::record::folders(&world.node.paths.bundles()).unwrap();
+    assert_eq!(bundles.len(), 100);
+    assert!(world.shims.shim(&pod.id).is_some());
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cri_api::v1::{ExecSyncRequest, ExecSyncResponse};
-use cri_shim_protocol::{Exec, Exit};
+use cri_shim_protocol::{ErrorKind, Exec, Exit};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use oci_spec::runtime::{Process, Spec};
@@ -49,9 +49,54 @@ pub(super) async fn exec(node: Arc<Node>, request: ExecSyncRequest) -> Result<Ex
         stderr: true,
         size: None,
     };
-    let (name, handle) = start_exec(&node, &container, wanted, vec![out_write, err_write]).await?;
+    let mut abandoned = Abandoned::new(&node, &container);
+    let name = abandoned.name.clone();
+    let handle = start_exec(&node, &container, &name, wanted, vec![out_write, err_write]).await?;
     let output = [Output::collect(out_read), Output::collect(err_read)];
-    finish(&node, &container, &name, handle, request.timeout, output).await
+    let finished = finish(&node, &container, &name, handle, request.timeout, output).await;
+    abandoned.over = true;
+    finished
+}
+
+/// Kills the command when its caller has left before it was over.
+struct Abandoned {
+    node: Arc<Node>,
+    container: Arc<Container>,
+    name: String,
+    over: bool,
+}
+
+impl Abandoned {
+    fn new(node: &Arc<Node>, container: &Arc<Container>) -> Self {
+        Self {
+            node: node.clone(),
+            container: container.clone(),
+            name: next_name(node),
+            over: false,
+        }
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let Ok(shim) = self.node.shim_of(&self.container) else {
+            return;
+        };
+        let (container, name) = (self.container.id.to_string(), std::mem::take(&mut self.name));
+        tokio::spawn(async move {
+            match shim.kill_exec(&container, &name, SIGKILL).await {
+                // It never came to be, or it is over.
+                Err(error) if error.kind() == Some(ErrorKind::NotFound) => {}
+                Err(error) => {
+                    tracing::warn!(container_id = container, %error, "failed to kill an abandoned command")
+                }
+                Ok(()) => tracing::info!(container_id = container, "killed a command whose caller has left"),
+            }
+        });
+    }
 }
 
 async fn finish(
@@ -75,7 +120,9 @@ async fn finish(
             }
         },
     };
-    let exit = ended.map_err(|_| CallError::State("the shim died before the command ended".to_owned()))?;
+    let exit = ended.map_err(|_| {
+        CallError::Unavailable("the shim died or was out of reach when the command ended".to_owned())
+    })?;
     let both = async { tokio::join!(stdout.ended(), stderr.ended()) };
     if tokio::time::timeout(DRAIN, both).await.is_err() {
         // What the command itself wrote was in the pipes before it ended, so it is here; its children go on alone.
@@ -115,33 +162,34 @@ pub(crate) struct Wanted {
     pub(crate) size: Option<(u16, u16)>,
 }
 
-/// Starts a command in a container; returns the exec's name.
+/// A name for an exec.
+pub(crate) fn next_name(node: &Node) -> String {
+    format!("e{}", node.execs.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Starts a command in a container under that name.
 pub(crate) async fn start_exec(
     node: &Node,
     container: &Container,
+    name: &str,
     wanted: Wanted,
     fds: Vec<OwnedFd>,
-) -> Result<(String, ExecHandle), CallError> {
+) -> Result<ExecHandle, CallError> {
     let process = process(node, container, &wanted.cmd, wanted.tty).await?;
-    let name = format!("e{}", node.execs.fetch_add(1, Ordering::Relaxed));
     let process = serde_json::to_string(&process)
         .map_err(std::io::Error::from)
         .map_err(CallError::file("encode", "the process".as_ref()))?;
     let request = Exec {
         container: container.id.to_string(),
-        exec: name.clone(),
+        exec: name.to_owned(),
         process,
         stdin: wanted.stdin,
         stdout: wanted.stdout,
         stderr: wanted.stderr,
         size: wanted.size,
     };
-    let handle = node
-        .shim_of(container)?
-        .exec(request, fds)
-        .await
-        .map_err(CallError::shim("run the command"))?;
-    Ok((name, handle))
+    let started = node.shim_of(container)?.exec(request, fds).await;
+    started.map_err(CallError::shim("run the command"))
 }
 
 /// The process of an exec, from the container's own, which is read from its bundle once.

@@ -37,7 +37,7 @@ use tracing::Instrument as _;
 use crate::errors::CallError;
 use crate::node::Node;
 
-pub(crate) use exec_sync::{Wanted, start_exec};
+pub(crate) use exec_sync::{Wanted, next_name, start_exec};
 
 /// Both services.
 #[derive(Clone)]

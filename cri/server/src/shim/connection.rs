@@ -2,8 +2,9 @@
 //!
 //! Two tasks own the socket. The writer takes whole frames from a queue, so that a caller who gives up leaves no half
 //! frame. The reader matches answers to calls, ends of execs to their handles, and sends every other event on. When
-//! the connection ends, the reader connects again: refused means that the shim is dead; otherwise its whole state is
-//! asked for, and exits in it are sent on as events, once more for those that had been heard.
+//! the connection ends, the reader connects again, however long that takes: refused, and nothing else, means that the
+//! shim is dead. Then the shim's whole state is asked for: exits in it are sent on as events, once more for those that
+//! had been heard, and execs that are not in it have ended unheard.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -29,11 +30,13 @@ const MAX_EVENTS: usize = 2048;
 /// How much is read at once.
 const READ_BYTES: usize = 16 << 10;
 
-/// How often a broken connection to a shim that may live is tried anew, and how long apart.
-const RECONNECTS: u32 = 100;
-const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// How long apart tries are to connect anew to a shim that may live: first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 type Answer = Result<(Reply, Option<OwnedFd>), ShimError>;
+/// A container and the name of an exec in it.
+type ExecKey = (String, String);
 
 struct Outgoing {
     bytes: Vec<u8>,
@@ -42,8 +45,24 @@ struct Outgoing {
 
 #[derive(Debug, Default)]
 struct Pending {
-    calls: BTreeMap<u64, oneshot::Sender<Answer>>,
-    execs: BTreeMap<(String, String), oneshot::Sender<Exit>>,
+    calls: BTreeMap<u64, Asked>,
+    execs: BTreeMap<ExecKey, Running>,
+}
+
+/// A call without answer.
+#[derive(Debug)]
+struct Asked {
+    sender: oneshot::Sender<Answer>,
+    /// The exec that it is to start.
+    exec: Option<ExecKey>,
+}
+
+/// An exec whose end is waited for.
+#[derive(Debug)]
+struct Running {
+    sender: oneshot::Sender<Exit>,
+    /// The shim has said that it started.
+    started: bool,
 }
 
 /// Where the shim is in its life, as far as the daemon can see.
@@ -135,7 +154,8 @@ impl Connection {
     pub(super) fn expect_exec(&self, container: &str, exec: &str) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
         let key = (container.to_owned(), exec.to_owned());
-        lock(&self.pending).execs.insert(key, sender);
+        let started = false;
+        lock(&self.pending).execs.insert(key, Running { sender, started });
         receiver
     }
 
@@ -161,7 +181,11 @@ impl Connection {
     ) -> Result<(Reply, Option<OwnedFd>), ShimCallError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        lock(&self.pending).calls.insert(id, sender);
+        let exec = match &request {
+            Request::Exec(exec) => Some((exec.container.clone(), exec.exec.clone())),
+            _ => None,
+        };
+        lock(&self.pending).calls.insert(id, Asked { sender, exec });
         let _waiting = Waiting { connection: self, id };
         let asked = async {
             self.enqueue(call, &Call { id, request }, fds).await?;
@@ -205,8 +229,13 @@ impl Connection {
             Frame::Answer { id, result } => {
                 let has_console = matches!(result, Ok(Reply::ExecStarted { console: true, .. }));
                 let console = has_console.then(|| fds.pop_front()).flatten();
-                let sender = lock(&self.pending).calls.remove(&id);
-                if let Some(sender) = sender {
+                let mut pending = lock(&self.pending);
+                let asked = pending.calls.remove(&id);
+                if let Some(Asked { sender, exec }) = asked {
+                    if let Some(running) = exec.and_then(|key| pending.execs.get_mut(&key)) {
+                        running.started = result.is_ok();
+                    }
+                    drop(pending);
                     // A caller that left meanwhile doesn't care.
                     let _ = sender.send(result.map(|reply| (reply, console)));
                 }
@@ -217,10 +246,10 @@ impl Connection {
                 exec,
                 exit,
             }) => {
-                let sender = lock(&self.pending).execs.remove(&(container, exec));
-                if let Some(sender) = sender {
+                let running = lock(&self.pending).execs.remove(&(container, exec));
+                if let Some(running) = running {
                     // As above.
-                    let _ = sender.send(exit);
+                    let _ = running.sender.send(exit);
                 }
                 None
             }
@@ -238,9 +267,16 @@ impl Connection {
         else {
             return Vec::new();
         };
-        if lock(&self.pending).calls.contains_key(id) {
+        let mut pending = lock(&self.pending);
+        if pending.calls.contains_key(id) {
             return Vec::new();
         }
+        // One that had started and isn't there any more ended while nobody listened; how, nobody knows.
+        pending.execs.retain(|(container, exec), running| {
+            let of = state.containers.iter().find(|c| c.container == *container);
+            !running.started || of.is_some_and(|c| c.execs.contains(exec))
+        });
+        drop(pending);
         let exited = state.containers.iter().filter_map(|c| match c.status {
             Status::Exited { exit, .. } => Some(ShimEvent::Event(Event::ContainerExited {
                 container: c.container.clone(),
@@ -317,18 +353,23 @@ async fn keep(
             tracing::debug!(sandbox_id = %connection.sandbox, %error, "connection to the shim ended");
         }
         connection.disconnect();
-        if let Some(again) = reconnect(&connection).await {
-            stream = connection.begin(again);
-            // When it fails, the next read does too.
-            let _ = connection.send("subscribe", Request::Subscribe).await;
-            continue;
+        let connection = Arc::downgrade(&connection);
+        match reconnect(&connection).await {
+            Some((connection, Reached::Alive(again))) => {
+                stream = connection.begin(again);
+                // When it fails, the next read does too.
+                let _ = connection.send("subscribe", Request::Subscribe).await;
+            }
+            Some((connection, Reached::Dead)) => {
+                connection.bury();
+                if !connection.expected.load(Ordering::Relaxed) {
+                    // Nobody listens in a daemon that is ending.
+                    let _ = events.send(ShimEvent::Died).await;
+                }
+                break;
+            }
+            None => break,
         }
-        connection.bury();
-        if !connection.expected.load(Ordering::Relaxed) {
-            // Nobody listens in a daemon that is ending.
-            let _ = events.send(ShimEvent::Died).await;
-        }
-        break;
     }
     if let Some(mut child) = child {
         // The shim is dead, or the daemon is about to be: collects it, once it has ended.
@@ -336,27 +377,42 @@ async fn keep(
     }
 }
 
-/// Connects to the shim anew; `None`: it is dead.
-async fn reconnect(connection: &Connection) -> Option<UnixStream> {
-    for _ in 0..RECONNECTS {
-        match UnixStream::connect(connection.pod.socket()).await {
-            Ok(stream) => return Some(stream),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
-                ) =>
-            {
-                return None;
-            }
-            // Out of descriptors, or its queue is full: it may well live.
+/// What came of connecting to a shim.
+pub(super) enum Reached {
+    Alive(UnixStream),
+    /// Nobody listens: the socket was the shim's for as long as it lived.
+    Dead,
+}
+
+/// Connects to the shim of a pod.
+///
+/// # Errors
+/// When it may live and can't be reached: out of descriptors, its queue is full.
+pub(super) async fn reach(pod: &Folder) -> io::Result<Reached> {
+    match UnixStream::connect(pod.socket()).await {
+        Ok(stream) => Ok(Reached::Alive(stream)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Ok(Reached::Dead),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Connects to the shim anew, for as long as somebody has a handle on it.
+async fn reconnect(connection: &Weak<Connection>) -> Option<(Arc<Connection>, Reached)> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let held = connection.upgrade()?;
+        match reach(&held.pod).await {
+            Ok(reached) => return Some((held, reached)),
             Err(error) => {
-                tracing::warn!(sandbox_id = %connection.sandbox, %error, "failed to connect to the shim");
-                tokio::time::sleep(RECONNECT_PAUSE).await;
+                tracing::warn!(sandbox_id = %held.sandbox, %error, "failed to connect to the shim; trying again");
             }
         }
+        drop(held);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
     }
-    None
 }
 
 async fn read(
@@ -392,5 +448,184 @@ async fn read(
                 sent.map_err(|_| io::ErrorKind::OutOfMemory)?;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cri_shim_protocol::{ContainerState, Exec, ShimState, VERSION};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// A shim that is played by the test.
+    struct Played {
+        listener: UnixListener,
+        connection: Arc<Connection>,
+        _events: mpsc::Receiver<(PodSandboxId, ShimEvent)>,
+        _folder: tempfile::TempDir,
+    }
+
+    /// Its side of one connection.
+    struct Side {
+        stream: UnixStream,
+        reader: FrameReader,
+    }
+
+    impl Played {
+        async fn new() -> (Self, Side) {
+            let folder = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(folder.path().join("shim.sock")).unwrap();
+            let pod = Folder::open(folder.path().to_owned()).unwrap();
+            let stream = UnixStream::connect(pod.socket()).await.unwrap();
+            let (sender, events) = mpsc::channel(8);
+            let id = PodSandboxId::from_bytes([1; 32]);
+            let connection = Connection::serve(id, pod, stream, None, sender);
+            let played = Self {
+                listener,
+                connection,
+                _events: events,
+                _folder: folder,
+            };
+            let side = played.accept().await;
+            (played, side)
+        }
+
+        async fn accept(&self) -> Side {
+            let (stream, _) = self.listener.accept().await.unwrap();
+            let reader = FrameReader::new();
+            Side { stream, reader }
+        }
+
+        /// Starts an exec; its answer, and its end.
+        fn exec(
+            &self,
+            name: &str,
+        ) -> (
+            tokio::task::JoinHandle<Result<(), ShimCallError>>,
+            oneshot::Receiver<Exit>,
+        ) {
+            let exit = self.connection.expect_exec("c1", name);
+            let request = Request::Exec(Exec {
+                container: "c1".into(),
+                exec: name.into(),
+                process: String::new(),
+                stdin: false,
+                stdout: false,
+                stderr: false,
+                size: None,
+            });
+            let connection = self.connection.clone();
+            let patience = Duration::from_secs(60);
+            let asked = async move { connection.call("exec", request, Vec::new(), patience).await };
+            (tokio::spawn(async move { asked.await.map(drop) }), exit)
+        }
+    }
+
+    impl Side {
+        async fn call(&mut self) -> Call {
+            loop {
+                if let Some(call) = self.reader.next_frame().unwrap() {
+                    return call;
+                }
+                let mut bytes = [0; 4096];
+                let n = self.stream.read(&mut bytes).await.unwrap();
+                assert_ne!(n, 0, "the daemon hung up");
+                self.reader.push(&bytes[..n]);
+            }
+        }
+
+        async fn answer(&mut self, id: u64, reply: Reply) {
+            let result = Ok(reply);
+            let bytes = encode(&Frame::Answer { id, result }).unwrap();
+            self.stream.write_all(&bytes).await.unwrap();
+        }
+
+        async fn start_exec(&mut self) {
+            let call = self.call().await;
+            assert!(matches!(call.request, Request::Exec(_)));
+            let started = Reply::ExecStarted {
+                pid: 5,
+                console: false,
+            };
+            self.answer(call.id, started).await;
+        }
+
+        async fn subscribed(&mut self, execs: &[&str]) {
+            let call = self.call().await;
+            assert_eq!(call.request, Request::Subscribe);
+            let state = ShimState {
+                version: VERSION,
+                pid: 1,
+                init_pid: None,
+                containers: vec![ContainerState {
+                    container: "c1".into(),
+                    status: Status::Running {
+                        pid: 2,
+                        started_at: 3,
+                    },
+                    execs: execs.iter().map(|e| (*e).to_owned()).collect(),
+                }],
+            };
+            self.answer(call.id, Reply::State(state)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_exec_that_ended_while_the_connection_was_broken_is_not_waited_for() {
+        let (played, mut side) = Played::new().await;
+        let (answer, ended) = played.exec("e1");
+        side.start_exec().await;
+        answer.await.unwrap().unwrap();
+        let (answer, mut runs) = played.exec("e2");
+        side.start_exec().await;
+        answer.await.unwrap().unwrap();
+        let (unanswered, _) = played.exec("e3");
+        side.call().await;
+        drop(side);
+        let mut side = played.accept().await;
+        side.subscribed(&["e2"]).await;
+        ended.await.expect_err("how it ended is not known");
+        let lost = unanswered.await.unwrap().unwrap_err();
+        assert!(matches!(lost, ShimCallError::Disconnected { .. }), "{lost}");
+        // The new connection works, and the exec that still runs is waited for.
+        let (answer, _later) = played.exec("e4");
+        side.start_exec().await;
+        answer.await.unwrap().unwrap();
+        assert!(
+            runs.try_recv()
+                .is_err_and(|e| e == oneshot::error::TryRecvError::Empty)
+        );
+        let exit = Exit {
+            code: 3,
+            oom_killed: false,
+            at: 4,
+        };
+        let event = Event::ExecExited {
+            container: "c1".into(),
+            exec: "e2".into(),
+            exit,
+        };
+        let bytes = encode(&Frame::Event(event)).unwrap();
+        side.stream.write_all(&bytes).await.unwrap();
+        assert_eq!(runs.await.unwrap(), exit);
+    }
+
+    #[tokio::test]
+    async fn only_a_refusal_is_a_death() {
+        let (mut played, side) = Played::new().await;
+        drop(side);
+        drop(played.accept().await);
+        assert!(!played.connection.is_dead());
+        let side = played.accept().await;
+        played.listener = {
+            let other = tempfile::tempdir().unwrap();
+            UnixListener::bind(other.path().join("x.sock")).unwrap()
+        };
+        drop(side);
+        tokio::time::timeout(Duration::from_secs(10), played.connection.died())
+            .await
+            .unwrap();
     }
 }

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cri_api::PodSandboxId;
@@ -47,6 +48,7 @@ pub struct FakeShims {
     /// Sandboxes whose traces are there.
     traces: Mutex<BTreeMap<PodSandboxId, ()>>,
     destroyed: Mutex<Vec<String>>,
+    killed: Mutex<Vec<PodSandboxId>>,
     next_pid: Arc<AtomicI32>,
 }
 
@@ -63,6 +65,7 @@ impl FakeShims {
             recorded: Mutex::default(),
             traces: Mutex::default(),
             destroyed: Mutex::default(),
+            killed: Mutex::default(),
             next_pid: Arc::new(AtomicI32::new(1_000_000)),
         })
     }
@@ -70,6 +73,11 @@ impl FakeShims {
     /// Containers given to [`OciRuntime::destroy`], in that order.
     pub fn destroyed(&self) -> Vec<String> {
         lock(&self.destroyed).clone()
+    }
+
+    /// Shims given to [`OciRuntime::kill_shim`], in that order.
+    pub fn killed(&self) -> Vec<PodSandboxId> {
+        lock(&self.killed).clone()
     }
 
     /// Sends later events here: a new daemon.
@@ -95,7 +103,7 @@ impl FakeShims {
     /// A container ends by itself.
     pub async fn exit(&self, sandbox: &PodSandboxId, container: &str, exit: Exit) {
         let Some(shim) = self.shim(sandbox) else { return };
-        if shim.end(container, exit) {
+        if shim.end(container, exit) && !shim.inner().mute {
             let container = container.to_owned();
             self.send(
                 sandbox,
@@ -148,7 +156,16 @@ impl OciRuntime for Arc<FakeShims> {
     }
 
     async fn find_shim(&self, sandbox: &PodSandboxId) -> Result<Option<Arc<dyn Shim>>, ShimCallError> {
+        if self.shim(sandbox).is_some_and(|shim| shim.inner().hangs) {
+            return Err(no_answer("hello"));
+        }
         Ok(self.shim(sandbox).map(|shim| shim as Arc<dyn Shim>))
+    }
+
+    async fn kill_shim(&self, sandbox: &PodSandboxId) -> Result<(), ShimCallError> {
+        lock(&self.killed).push(sandbox.clone());
+        self.die(sandbox).await;
+        Ok(())
     }
 
     async fn recorded_exits(&self, sandbox: &PodSandboxId) -> Result<Vec<ContainerState>, ShimCallError> {
@@ -190,6 +207,9 @@ struct Inner {
     updates: BTreeMap<String, String>,
     created: BTreeMap<String, Create>,
     ignores_signals: bool,
+    hangs: bool,
+    mute: bool,
+    loses_start: bool,
 }
 
 impl FakeShim {
@@ -212,6 +232,21 @@ impl FakeShim {
     /// Makes containers outlive every signal but `SIGKILL`.
     pub fn ignore_signals(&self) {
         self.inner().ignores_signals = true;
+    }
+
+    /// Makes every call time out, until it is told otherwise.
+    pub fn hang(&self, hangs: bool) {
+        self.inner().hangs = hangs;
+    }
+
+    /// Makes the next start work, and its answer be lost.
+    pub fn lose_start(&self) {
+        self.inner().loses_start = true;
+    }
+
+    /// Makes it tell nobody of ends, until it is told otherwise.
+    pub fn mute(&self, mute: bool) {
+        self.inner().mute = mute;
     }
 
     /// Every call so far, as `"create c1"`.
@@ -240,6 +275,7 @@ impl FakeShim {
         let state = |(container, status): (&String, &Status)| ContainerState {
             container: container.clone(),
             status: status.clone(),
+            execs: Vec::new(),
         };
         inner.containers.iter().map(state).collect()
     }
@@ -250,6 +286,9 @@ impl FakeShim {
             return Err(ShimCallError::Died);
         }
         inner.calls.push(format!("{call} {on}").trim_end().to_owned());
+        if inner.hangs {
+            return Err(no_answer(call));
+        }
         match inner.failures.get_mut(call).and_then(VecDeque::pop_front) {
             Some(error) => Err(ShimCallError::Refused(error)),
             None => Ok(inner),
@@ -278,6 +317,13 @@ impl FakeShim {
 
 fn refused(kind: ErrorKind, message: String) -> ShimCallError {
     ShimCallError::Refused(ShimError { kind, message })
+}
+
+fn no_answer(call: &'static str) -> ShimCallError {
+    ShimCallError::Timeout {
+        call,
+        after: Duration::ZERO,
+    }
 }
 
 fn unknown(container: &str) -> ShimCallError {
@@ -326,6 +372,9 @@ impl Shim for FakeShim {
             return Err(refused(ErrorKind::WrongState, message));
         };
         *status = Status::Running { pid, started_at: 1 };
+        if std::mem::take(&mut inner.loses_start) {
+            return Err(no_answer("start"));
+        }
         Ok(())
     }
 

@@ -59,17 +59,17 @@ pub enum ImageError {
 }
 
 impl ShimImage {
-    /// Protects the executable at `path`.
+    /// Protects the executable at `path`. `empty` is a folder that is made when it is missing, and stays empty.
     ///
     /// # Errors
     /// See [`ImageError`].
-    pub fn new(path: &Path) -> Result<Self, ImageError> {
+    pub fn new(path: &Path, empty: &Path) -> Result<Self, ImageError> {
         let open = |source| ImageError::Open {
             path: path.to_owned(),
             source,
         };
         let file = File::open(path).map_err(open)?;
-        match over(path) {
+        match over(path, empty) {
             Ok(program) => Ok(Self {
                 program,
                 kind: ImageKind::Overlay,
@@ -110,31 +110,21 @@ impl ShimImage {
     }
 }
 
-fn over(path: &Path) -> io::Result<OwnedFd> {
+fn over(path: &Path, empty: &Path) -> io::Result<OwnedFd> {
     let path = path.canonicalize()?;
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     // Through descriptors, so that no character of a path means anything to overlayfs.
     let folder = File::open(folder)?;
-    // An overlay without an upper layer needs two lower ones. Only its name goes away here.
-    let empty = std::env::temp_dir().join(format!(
-        ".orlop-empty-{}-{}",
-        std::process::id(),
-        folder.as_raw_fd()
-    ));
-    std::fs::create_dir(&empty)?;
-    let opened = File::open(&empty);
-    let made = opened.and_then(|second| {
-        let context = FsContext::open("overlay")?;
-        let lower = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
-        context.string("lowerdir", &format!("{}:{}", lower(&folder), lower(&second)))?;
-        context.create()?;
-        context.mount(ATTRIBUTES)
-    });
-    let removed = std::fs::remove_dir(&empty);
-    let mount = made?;
-    removed?;
+    // An overlay without an upper layer needs two lower ones.
+    std::fs::create_dir_all(empty)?;
+    let empty = File::open(empty)?;
+    let context = FsContext::open("overlay")?;
+    let lower = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+    context.string("lowerdir", &format!("{}:{}", lower(&folder), lower(&empty)))?;
+    context.create()?;
+    let mount = context.mount(ATTRIBUTES)?;
     let flags = nix::libc::O_PATH | nix::libc::O_CLOEXEC | nix::libc::O_NOFOLLOW;
     openat2(mount.as_fd(), Path::new(name), flags, 0, 0)
 }

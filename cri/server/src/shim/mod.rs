@@ -9,7 +9,8 @@
 //! ```text
 //!   start_shim ──> bind shim.sock ──> spawn orlop-shim, the listening socket as its stdin ──> connect ──> Subscribe
 //!   find_shim  ──> connect: refused ──> None, the shim is dead      accepted ──> Subscribe ──> its whole state
-//!   the connection ends or the process does ──> every call under way fails with `Died`, then `ShimEvent::Died`
+//!   the process ends ──> connect: refused ──> every call under way fails with `Died`, then `ShimEvent::Died`
+//!   the connection ends ──> calls under way fail with `Disconnected`; connect ──> accepted ──> Subscribe
 //! ```
 //!
 //! No order of kills loses an exit code: the shim keeps each one in its memory for [`Shim::state`] and on disk for
@@ -20,6 +21,7 @@ mod connection;
 
 pub mod fake;
 mod image;
+mod kill;
 mod shims;
 #[cfg(test)]
 mod tests;
@@ -55,6 +57,12 @@ pub trait OciRuntime: Send + Sync {
     /// # Errors
     /// When it lives but can't be reached or doesn't answer.
     async fn find_shim(&self, sandbox: &PodSandboxId) -> Result<Option<Arc<dyn Shim>>, ShimCallError>;
+
+    /// Ends a shim that can't be reached or doesn't answer, by force; that there is none is no error.
+    ///
+    /// # Errors
+    /// When it can't be found or doesn't end.
+    async fn kill_shim(&self, sandbox: &PodSandboxId) -> Result<(), ShimCallError>;
 
     /// The exits that a shim, dead by now, wrote down, by container.
     ///

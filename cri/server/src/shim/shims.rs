@@ -17,7 +17,8 @@ use cri_shim_protocol::{
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::connection::Connection;
+use super::connection::{Connection, Reached, reach};
+use super::kill::kill_shim;
 use super::{AttachStream, AttachTo, ExecHandle, OciRuntime, Shim, ShimCallError, ShimEvent, ShimImage};
 
 /// For what the shim gives to a stage child, which has two minutes there.
@@ -62,7 +63,8 @@ impl Shims {
         if let Some(image) = self.image.get() {
             return Ok(image);
         }
-        let image = ShimImage::new(&self.config.shim).map_err(ShimCallError::Image)?;
+        let empty = self.config.state_dir.with_file_name("empty");
+        let image = ShimImage::new(&self.config.shim, &empty).map_err(ShimCallError::Image)?;
         // When two make one at once, one is dropped.
         Ok(self.image.get_or_init(|| image))
     }
@@ -145,7 +147,8 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    fn open(path: PathBuf) -> Result<Self, ShimCallError> {
+    /// Opens it.
+    pub(super) fn open(path: PathBuf) -> Result<Self, ShimCallError> {
         let file = std::fs::File::open(&path).map_err(io_error("open", &path))?;
         Ok(Self { file })
     }
@@ -161,6 +164,13 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ShimCa
     move |source| ShimCallError::Io { what, path, source }
 }
 
+/// Ends a shim that was started and can't be reached.
+fn abandon(mut child: Child) {
+    // Fails only when it has ended.
+    let _ = child.kill();
+    tokio::task::spawn_blocking(move || child.wait());
+}
+
 #[async_trait]
 impl OciRuntime for Shims {
     async fn start_shim(&self, sandbox: &PodSandboxId) -> Result<Arc<dyn Shim>, ShimCallError> {
@@ -168,9 +178,13 @@ impl OciRuntime for Shims {
         let child = self.spawn(sandbox, listener)?;
         // A process ID is a positive i32.
         let pid = child.id() as i32;
-        let socket = self.socket(sandbox);
-        let stream = UnixStream::connect(pod.socket()).await;
-        let stream = stream.map_err(io_error("connect to", &socket))?;
+        let stream = match UnixStream::connect(pod.socket()).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                abandon(child);
+                return Err(io_error("connect to", &self.socket(sandbox))(error));
+            }
+        };
         let connection = self.serve(sandbox, pod, stream, Some(child));
         // Not waited for: the next call finds out whether the shim works.
         connection.send("subscribe", Request::Subscribe).await?;
@@ -186,17 +200,9 @@ impl OciRuntime for Shims {
             }
             Err(error) => return Err(error),
         };
-        let stream = match UnixStream::connect(pod.socket()).await {
-            Ok(stream) => stream,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
-                ) =>
-            {
-                return Ok(None);
-            }
-            Err(error) => return Err(io_error("connect to", &socket)(error)),
+        let stream = match reach(&pod).await.map_err(io_error("connect to", &socket))? {
+            Reached::Alive(stream) => stream,
+            Reached::Dead => return Ok(None),
         };
         let connection = self.serve(sandbox, pod, stream, None);
         let hello = Request::Hello { version: VERSION };
@@ -206,6 +212,30 @@ impl OciRuntime for Shims {
         };
         connection.send("subscribe", Request::Subscribe).await?;
         Ok(Some(Arc::new(RealShim { connection, pid })))
+    }
+
+    async fn kill_shim(&self, sandbox: &PodSandboxId) -> Result<(), ShimCallError> {
+        let socket = self.socket(sandbox);
+        let pod = match Folder::open(self.config.state_dir.join(sandbox.as_str())) {
+            Ok(pod) => pod,
+            Err(ShimCallError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if let Ok(Reached::Dead) = reach(&pod).await {
+            return Ok(());
+        }
+        let id = sandbox.clone();
+        let killed = tokio::task::spawn_blocking(move || kill_shim(id.as_str())).await;
+        let killed = killed
+            .map_err(|_| ShimCallError::Died)?
+            .map_err(io_error("kill the shim at", &socket))?;
+        tracing::warn!(sandbox_id = %sandbox, processes = killed, "killed a shim that did not answer");
+        match reach(&pod).await.map_err(io_error("connect to", &socket))? {
+            Reached::Dead => Ok(()),
+            Reached::Alive(_) => Err(ShimCallError::AlreadyRunning(sandbox.clone())),
+        }
     }
 
     async fn recorded_exits(&self, sandbox: &PodSandboxId) -> Result<Vec<ContainerState>, ShimCallError> {

@@ -118,6 +118,7 @@ impl Place {
             stdin_once: true,
             log_path: None,
             max_log_line: 16384,
+            kill_all_at_exit: false,
         }
     }
 
@@ -281,6 +282,22 @@ async fn a_killed_shim_fails_calls_and_is_told_and_its_containers_can_be_destroy
     // A new shim may follow where the old one has left its socket.
     let shim = shims.start_shim(&place.sandbox).await.unwrap();
     shim.shutdown(true).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shim_that_hangs_is_killed_and_then_counts_as_dead() {
+    let place = Place::new("hangs");
+    let (shims, mut events) = place.shims();
+    let shim = shims.start_shim(&place.sandbox).await.unwrap();
+    place.run(&shim, "c1", "sleep 1000").await;
+    oci_runtime_sys::stage::kill(shim.pid(), nix::libc::SIGSTOP).unwrap();
+    let asked = tokio::time::timeout(Duration::from_millis(200), shim.state()).await;
+    assert!(asked.is_err(), "it doesn't answer");
+    shims.kill_shim(&place.sandbox).await.unwrap();
+    assert!(shims.find_shim(&place.sandbox).await.unwrap().is_none());
+    assert_eq!(next(&mut events).await, ShimEvent::Died);
+    shims.kill_shim(&place.sandbox).await.unwrap();
+    shims.kill_shim(&sandbox(8)).await.unwrap();
 }
 
 #[tokio::test]

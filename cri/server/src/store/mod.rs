@@ -79,7 +79,19 @@ pub struct Sandbox {
     pub entry: Entry<SandboxRecord>,
     /// Making a container in it takes this for reading; stopping and removing it, for writing.
     pub gate: tokio::sync::RwLock<()>,
-    shim: Mutex<Option<Arc<dyn Shim>>>,
+    shim: Mutex<ShimLink>,
+}
+
+/// What is known of a sandbox's shim.
+#[derive(Clone, Default)]
+pub enum ShimLink {
+    /// It is dead, or was never started.
+    #[default]
+    None,
+    /// It lives as far as is known.
+    Live(Arc<dyn Shim>),
+    /// It may live, and couldn't be reached since the daemon started; that is tried again.
+    Unreached,
 }
 
 impl Sandbox {
@@ -88,14 +100,22 @@ impl Sandbox {
         self.entry.record()
     }
 
-    /// Its shim, while it lives as far as is known.
-    pub fn shim(&self) -> Option<Arc<dyn Shim>> {
+    /// What is known of its shim.
+    pub fn link(&self) -> ShimLink {
         self.shim.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Remembers its shim, or that there is none any more.
-    pub fn set_shim(&self, shim: Option<Arc<dyn Shim>>) {
-        *self.shim.lock().unwrap_or_else(PoisonError::into_inner) = shim;
+    /// Its shim, while it lives as far as is known.
+    pub fn shim(&self) -> Option<Arc<dyn Shim>> {
+        match self.link() {
+            ShimLink::Live(shim) => Some(shim),
+            ShimLink::None | ShimLink::Unreached => None,
+        }
+    }
+
+    /// Remembers what is known of its shim.
+    pub fn set_link(&self, link: ShimLink) {
+        *self.shim.lock().unwrap_or_else(PoisonError::into_inner) = link;
     }
 }
 

@@ -82,6 +82,25 @@ fn what_cannot_be_executed_builtin_is_refused_with_its_kind() {
     refusals(Pod::new(builtin()));
 }
 
+#[test]
+fn an_exec_that_runs_is_listed_and_ends_with_its_container() {
+    let mut pod = Pod::new(builtin());
+    pod.run("c1", "sleep 1000");
+    let (_ours, theirs) = std::io::pipe().unwrap();
+    let exec = pod.exec_request("c1", "e1", "sleep 1000");
+    let (reply, _) = pod.client.call_with(Request::Exec(exec), vec![theirs.into()]);
+    reply.unwrap();
+    let Ok(Reply::State(state)) = pod.client.call(Request::State) else {
+        panic!("no state");
+    };
+    assert_eq!(state.containers[0].execs, ["e1"]);
+    pod.client.done(Request::Delete {
+        container: "c1".to_owned(),
+        force: true,
+    });
+    assert_eq!(pod.client.exec_exit("e1").code, 137);
+}
+
 fn killed(mut pod: Pod) {
     pod.run("c1", "sleep 1000");
     let exec = pod.exec_request("c1", "e1", "exec sleep 1000");

@@ -49,6 +49,36 @@ fn builtin_containers_live_and_die() {
     whole_life(Pod::new(builtin()));
 }
 
+fn left_processes(mut pod: Pod) {
+    let mut wish = pod.wish(
+        "c1",
+        "sleep 1000 </dev/null >/dev/null 2>&1 & sleep 1000 & exit 4",
+    );
+    let namespaces = wish.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    wish.create.kill_all_at_exit = true;
+    pod.create_wish(wish).unwrap();
+    let cgroup = pod.container_cgroup("c1");
+    pod.start("c1");
+    assert_eq!(pod.client.exit("c1").code, 4);
+    crate::pod::eventually("empty", || cgroup.pids(true).unwrap().is_empty());
+    pod.client.done(Request::Delete {
+        container: "c1".to_owned(),
+        force: false,
+    });
+}
+
+#[test]
+fn without_a_pid_namespace_of_its_own_all_ends_with_init() {
+    left_processes(Pod::new(runc()));
+    left_processes(Pod::new(crun()));
+}
+
+#[test]
+fn without_a_pid_namespace_of_its_own_all_ends_with_builtin_init() {
+    left_processes(Pod::new(builtin()));
+}
+
 fn signals_and_refusals(mut pod: Pod) {
     pod.run(
         "c1",

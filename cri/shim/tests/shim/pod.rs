@@ -172,6 +172,7 @@ impl Pod {
             stdin_once: false,
             log_path: Some(self.log_path(container)),
             max_log_line: 16384,
+            kill_all_at_exit: false,
         };
         Wish { config, create }
     }
@@ -255,6 +256,10 @@ impl Pod {
     pub(crate) fn kill_shim(&mut self) {
         self.shim.kill().unwrap();
         self.shim.wait().unwrap();
+    }
+
+    pub(crate) fn container_cgroup(&self, container: &str) -> Cgroup {
+        Cgroup::new(&format!("{}/{container}", self.cgroup), CgroupDriver::Cgroupfs).unwrap()
     }
 
     fn remove_cgroup(&self) {
