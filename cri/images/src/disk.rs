@@ -75,8 +75,9 @@ impl Disk {
         self.root.join("layers")
     }
 
-    pub(crate) fn layer(&self, diff_id: &Digest) -> PathBuf {
-        self.layers().join(diff_id.hex())
+    /// A layer's directory, by its diff ID or chain ID.
+    pub(crate) fn layer(&self, name: &Digest) -> PathBuf {
+        self.layers().join(name.hex())
     }
 
     pub(crate) fn images(&self) -> PathBuf {

@@ -122,6 +122,16 @@ pub enum PullError {
         #[source]
         source: crate::layers::LayerError,
     },
+    /// A layer that was there already is damaged, and there is nothing to repair it from.
+    #[error(
+        "layer {layer} of `{reference}` is damaged and can't be repaired from disk; pull the image again"
+    )]
+    Damaged {
+        /// What was pulled.
+        reference: String,
+        /// The layer.
+        layer: crate::digest::Digest,
+    },
     /// The disk.
     #[error("failed to store `{reference}`")]
     File {
@@ -144,7 +154,7 @@ impl PullError {
     pub fn kind(&self) -> PullErrorKind {
         match self {
             Self::Reference(_) => PullErrorKind::InvalidReference,
-            Self::Hosts(_) | Self::Lost { .. } => PullErrorKind::Internal,
+            Self::Hosts(_) | Self::Lost { .. } | Self::Damaged { .. } => PullErrorKind::Internal,
             Self::Registry { source, .. } => source.kind(),
             Self::Manifest { source, .. } => source.kind(),
             Self::Layer { source, .. } => source.kind(),

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::digest::Digest;
 use crate::disk::{Chain, Disk};
+use crate::layers::Source;
 use crate::mount::remove_attached;
 use crate::reference::Reference;
 use crate::registry::Registry;
@@ -81,14 +82,13 @@ impl Images {
     /// Checks all layers against their markers and repairs damaged ones from the blobs on disk. To be run in the
     /// background after `open`; layers that were found whole earlier in this boot of the machine aren't read again.
     pub async fn verify(&self) -> Result<Repaired, OpenError> {
-        let diff_ids: Vec<Digest> = self.0.shared.with(|state| state.layers.keys().copied().collect());
         let mut report = Repaired::default();
-        for diff_id in diff_ids {
+        for layer in self.0.shared.with(|state| state.layers_upwards()) {
             report.checked += 1;
-            match self.0.ensure_sound(&diff_id).await? {
+            match self.0.ensure_sound(&layer).await? {
                 Soundness::Sound => {}
-                Soundness::Repaired => report.repaired.push(diff_id),
-                Soundness::Lost => report.lost.push(diff_id),
+                Soundness::Repaired => report.repaired.push(layer),
+                Soundness::Lost => report.lost.push(layer),
             }
         }
         let disk = self.0.disk.clone();
@@ -222,9 +222,10 @@ impl Images {
 }
 
 /// How a layer was found.
-enum Soundness {
+pub(crate) enum Soundness {
     Sound,
     Repaired,
+    /// Damaged, and nothing is there to repair it from.
     Lost,
 }
 
@@ -313,12 +314,7 @@ impl Store {
             let known = state
                 .find(image)
                 .ok_or_else(|| SnapshotError::NoImage(image.to_owned()))?;
-            let layers = known.record.layers.iter().map(|layer| layer.diff_id).collect();
-            let record = SnapshotRecord {
-                image: known.record.id,
-                layers,
-                options,
-            };
+            let record = SnapshotRecord::new(&known.record, options);
             if state.snapshots.contains_key(key) {
                 return Err(SnapshotError::Exists(key.to_owned()));
             }
@@ -332,15 +328,15 @@ impl Store {
         key: &str,
         record: &SnapshotRecord,
     ) -> Result<(), SnapshotError> {
-        for diff_id in &record.layers {
-            let soundness = self.ensure_sound(diff_id).await.map_err(|error| match error {
+        for layer in &record.layers {
+            let soundness = self.ensure_sound(layer).await.map_err(|error| match error {
                 OpenError::File(error) => SnapshotError::File(error),
                 _ => SnapshotError::Lost,
             })?;
             if let Soundness::Lost = soundness {
                 return Err(SnapshotError::Damaged {
                     image: record.image.to_string(),
-                    layer: *diff_id,
+                    layer: *layer,
                 });
             }
         }
@@ -350,35 +346,36 @@ impl Store {
             .ok_or(SnapshotError::Lost)??)
     }
 
-    /// Looks at a layer that wasn't looked at since the machine started, and repairs it when it is damaged.
-    async fn ensure_sound(self: &Arc<Self>, diff_id: &Digest) -> Result<Soundness, OpenError> {
+    /// Looks at a layer that wasn't looked at since the machine started, and repairs it when it is damaged. Those below
+    /// it are looked at first.
+    pub(crate) async fn ensure_sound(self: &Arc<Self>, layer: &Digest) -> Result<Soundness, OpenError> {
         let is_known_sound = |state: &mut State| {
             matches!(
-                state.layers.get(diff_id),
+                state.layers.get(layer),
                 Some(Layer::Whole { is_checked: true, .. })
             )
         };
         if self.shared.with(is_known_sound) {
             return Ok(Soundness::Sound);
         }
-        let guard = self.flights.lock(format!("layer {diff_id}")).await;
+        let guard = self.flights.lock(format!("layer {layer}")).await;
         if self.shared.with(is_known_sound) {
             return Ok(Soundness::Sound);
         }
-        let (store, diff_id) = (self.clone(), *diff_id);
+        let (store, layer) = (self.clone(), *layer);
         let checked = blocking(move || {
             let _guard = guard;
-            store.check_or_repair(&diff_id)
+            store.check_or_repair(&layer)
         });
         Ok(checked.await.ok_or(OpenError::Lost)??)
     }
 
-    fn check_or_repair(&self, diff_id: &Digest) -> Result<Soundness, FileError> {
-        let path = self.disk.layer(diff_id);
-        let (known, blobs) = self.shared.with(|state| {
-            let layers = state.images.values().flat_map(|known| &known.record.layers);
-            let blobs: BTreeSet<Digest> = layers.filter(|l| l.diff_id == *diff_id).map(|l| l.blob).collect();
-            (state.layers.get(diff_id).cloned(), blobs)
+    fn check_or_repair(&self, layer: &Digest) -> Result<Soundness, FileError> {
+        let path = self.disk.layer(layer);
+        let (known, sources) = self.shared.with(|state| {
+            let images = state.images.values();
+            let sources: Vec<Source> = images.filter_map(|known| known.record.source(layer)).collect();
+            (state.layers.get(layer).cloned(), sources)
         });
         // Gone since: removed with its last image.
         let Some(known) = known else {
@@ -388,7 +385,7 @@ impl Store {
             && layers::check(&path)
         {
             self.set_layer(
-                diff_id,
+                layer,
                 Layer::Whole {
                     marker,
                     is_checked: true,
@@ -396,18 +393,26 @@ impl Store {
             );
             return Ok(Soundness::Sound);
         }
-        tracing::warn!(layer = %diff_id, "a layer is damaged");
-        self.set_layer(diff_id, Layer::Damaged);
+        tracing::warn!(%layer, "a layer is damaged");
+        self.set_layer(layer, Layer::Damaged);
         // Without its marker the layer counts as damaged whenever the store is opened.
         let _ = fs::remove_file(path.join("complete"));
-        for blob in blobs {
-            if !crate::content::is_sound(&self.disk, &blob) {
+        for source in sources {
+            if !crate::content::is_sound(&self.disk, &source.blob) {
                 // Of no use to anybody; a pull must fetch it anew.
-                self.shared.with(|state| state.blobs.remove(&blob));
-                self.disk.discard(&self.disk.blob(&blob))?;
+                self.shared.with(|state| state.blobs.remove(&source.blob));
+                self.disk.discard(&self.disk.blob(&source.blob))?;
                 continue;
             }
-            let unpacked = layers::unpack(&self.disk, &blob, diff_id, self.xattrs, &self.config.limits);
+            let is_whole =
+                |state: &mut State, layer| matches!(state.layers.get(layer), Some(Layer::Whole { .. }));
+            if !self
+                .shared
+                .with(|state| source.below.iter().all(|layer| is_whole(state, layer)))
+            {
+                continue;
+            }
+            let unpacked = layers::unpack(&self.disk, &source, self.xattrs, &self.config.limits);
             let (made, marker) = match unpacked {
                 Ok(made) => made,
                 // The disk is full, say: the layer may be repaired another time.
@@ -422,32 +427,44 @@ impl Store {
                     )));
                 }
                 Err(error) => {
-                    tracing::warn!(layer = %diff_id, error = %Chain(&error), "failed to repair a layer");
+                    tracing::warn!(%layer, error = %Chain(&error), "failed to repair a layer");
                     continue;
                 }
             };
-            self.exchange_layer(diff_id, &made)?;
+            self.exchange_layer(layer, &made)?;
             self.set_layer(
-                diff_id,
+                layer,
                 Layer::Whole {
                     marker,
                     is_checked: true,
                 },
             );
-            tracing::info!(layer = %diff_id, "repaired a damaged layer from its blob");
+            tracing::info!(%layer, "repaired a damaged layer from its blob");
             return Ok(Soundness::Repaired);
         }
         Ok(Soundness::Lost)
     }
 
-    pub(crate) fn set_layer(&self, diff_id: &Digest, layer: Layer) {
-        self.shared.with(|state| state.layers.insert(*diff_id, layer));
+    /// Drops what nobody needs.
+    pub(crate) fn collect(&self) {
+        let collected = self
+            .shared
+            .with(|state| open::discard_unreferenced(&self.disk, state));
+        if let Err(error) = collected {
+            // The next removal, or the next open, tries again.
+            tracing::warn!(error = %Chain(&error), "failed to drop what no image needs");
+        }
+        self.empty_trash();
+    }
+
+    pub(crate) fn set_layer(&self, name: &Digest, layer: Layer) {
+        self.shared.with(|state| state.layers.insert(*name, layer));
     }
 
     /// Gives a new layer its name; a damaged one that has it goes.
-    pub(crate) fn exchange_layer(&self, diff_id: &Digest, made: &std::path::Path) -> Result<(), FileError> {
+    pub(crate) fn exchange_layer(&self, name: &Digest, made: &std::path::Path) -> Result<(), FileError> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
-        let path = self.disk.layer(diff_id);
+        let path = self.disk.layer(name);
         match renameat_with(CWD, made, CWD, &path, RenameFlags::EXCHANGE) {
             Ok(()) => {
                 self.disk.steps.reach(Step::LayerExchanged);

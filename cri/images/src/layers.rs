@@ -1,12 +1,16 @@
 //! Unpacked layers, one directory each, named by the diff ID: the digest of the layer's uncompressed tar.
 //!
 //! Not by the chain ID: overlayfs stacks layers that know nothing of each other, so a layer that several images have
-//! at different heights is on the disk once, and layers of one image are unpacked side by side.
+//! at different heights is on the disk once, and layers of one image are unpacked side by side. A layer whose content
+//! does depend on those below (an entry goes through a symlink of theirs, or into a directory of theirs with an owner
+//! or mode of its own that the layer doesn't repeat) is unpacked on top of them and named by its chain ID. The lowest
+//! layer's chain ID is its diff ID, so one name never means two things.
 //!
 //! A layer is unpacked into `layers/<hex>.<n>.tmp`, with a marker `complete` beside its files; all of it is made durable;
 //! then it gets its name. The marker holds counts and a
 //! fingerprint of names, sizes, owners, modes and times: a layer that lost bytes in a power cut (the classic: files of
-//! zero bytes) no longer has it, is found by [`check`] and made anew from its blob.
+//! zero bytes) no longer has it, is found by [`check`] and made anew from its blob. `implied`, where there is one, lists
+//! the directories without entries, which [`fits`] asks about.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -19,12 +23,15 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{Digest, Hasher, HashingReader};
 use crate::disk::Disk;
 use crate::step::Step;
-use crate::unpack::{self, OverlayXattrs, UnpackError};
+use crate::unpack::{self, EntryError, Implied, OverlayXattrs, UnpackError};
 use crate::{FileError, Limits, PullErrorKind};
 
+/// The longest list of implied directories: what unpacking keeps of them, and the bytes between.
+const MAX_IMPLIED: u64 = 16 << 20;
 /// The deepest directory that is looked into.
 const MAX_DEPTH: usize = 400;
 const MARKER: &str = "complete";
+const IMPLIED: &str = "implied";
 
 /// A layer that can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +66,17 @@ impl LayerError {
             Self::File(_) => PullErrorKind::Internal,
         }
     }
+
+    /// Whether the layer may be sound on top of the layers below it: a hard link's target may be reached through them.
+    pub(crate) fn may_need_below(&self) -> bool {
+        matches!(
+            self,
+            Self::Unpack(UnpackError::Entry {
+                source: EntryError::LinkTarget(_),
+                ..
+            })
+        )
+    }
 }
 
 /// What the file `complete` says about a layer.
@@ -70,6 +88,76 @@ pub(crate) struct Marker {
     pub(crate) inodes: u64,
     /// Names, sizes, owners, modes and times in one number.
     pub(crate) fingerprint: Digest,
+    /// What depends on the layers below.
+    pub(crate) depends: Depends,
+    /// Whether it says of what owner and mode the image's root is.
+    pub(crate) has_root: bool,
+    /// Whether it hides all layers below.
+    pub(crate) is_opaque: bool,
+}
+
+/// What in an unpacked layer depends on the layers below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Depends {
+    /// Nothing, or it was unpacked on top of them.
+    Nothing,
+    /// The directories in a list with this digest.
+    Listed(Digest),
+    /// Too much for a list.
+    Much,
+}
+
+/// What is to be unpacked, and to which name.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The compressed layer.
+    pub(crate) blob: Digest,
+    /// What it has to be when uncompressed.
+    pub(crate) diff_id: Digest,
+    /// The layer's name: the diff ID, or the chain ID when it is unpacked on top of others.
+    pub(crate) name: Digest,
+    /// Those others, the top one first.
+    pub(crate) below: Vec<Digest>,
+}
+
+/// The chain IDs of an image's layers, bottom first (OCI image spec, config.md, "Layer ChainID").
+pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        chain.push(match chain.last() {
+            None => *diff_id,
+            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+        });
+    }
+    chain
+}
+
+/// Whether a layer that was unpacked by itself is right on top of those `below`, the top one first. Blocks.
+pub(crate) fn fits(
+    disk: &Disk,
+    layer: &Digest,
+    depends: Depends,
+    below: &[Digest],
+    xattrs: OverlayXattrs,
+) -> Result<bool, FileError> {
+    let layer = disk.layer(layer);
+    let list = match depends {
+        Depends::Nothing => return Ok(true),
+        Depends::Much => return Ok(false),
+        Depends::Listed(digest) => {
+            let bytes = crate::disk::read_bounded(&layer.join(IMPLIED), MAX_IMPLIED);
+            // Without its list it is taken for one that depends on all, which is always right.
+            match bytes.ok().filter(|bytes| Digest::of(bytes) == digest) {
+                Some(bytes) => bytes,
+                None => return Ok(false),
+            }
+        }
+    };
+    let paths = list.split(|c| *c == 0).filter(|path| !path.is_empty());
+    let paths: Vec<Vec<u8>> = paths.map(<[u8]>::to_vec).collect();
+    let below: Vec<PathBuf> = below.iter().map(|layer| files(&disk.layer(layer))).collect();
+    unpack::fits(&paths, &below, xattrs).map_err(FileError::of("compare with lower layers", &layer))
 }
 
 /// The files of a layer.
@@ -100,15 +188,14 @@ pub(crate) fn check(layer: &Path) -> bool {
 /// Unpacks a blob into a temporary directory beside its later place and returns that, durable and whole. Blocks.
 pub(crate) fn unpack(
     disk: &Disk,
-    blob: &Digest,
-    diff_id: &Digest,
+    source: &Source,
     xattrs: OverlayXattrs,
     limits: &Limits,
 ) -> Result<(PathBuf, Marker), LayerError> {
     let temporary = disk
         .layers()
-        .join(format!("{}.{}.tmp", diff_id.hex(), disk.unique()));
-    let made = fill(disk, &temporary, blob, diff_id, xattrs, limits);
+        .join(format!("{}.{}.tmp", source.name.hex(), disk.unique()));
+    let made = fill(disk, &temporary, source, xattrs, limits);
     match made {
         Ok(marker) => Ok((temporary, marker)),
         Err(error) => {
@@ -124,8 +211,7 @@ pub(crate) fn unpack(
 fn fill(
     disk: &Disk,
     temporary: &Path,
-    blob: &Digest,
-    diff_id: &Digest,
+    source: &Source,
     xattrs: OverlayXattrs,
     limits: &Limits,
 ) -> Result<Marker, LayerError> {
@@ -136,7 +222,7 @@ fn fill(
     rustix::fs::chmod(temporary, plain).map_err(FileError::of("set the mode of", temporary))?;
     disk.steps.reach(Step::LayerCreated);
 
-    let path = disk.blob(blob);
+    let path = disk.blob(&source.blob);
     let file = File::open(&path).map_err(FileError::of("open", &path))?;
     let archive = decompress(file).map_err(FileError::of("read", &path))?;
     let mut archive = HashingReader::new(Bounded {
@@ -144,21 +230,33 @@ fn fill(
         left: limits.layer_bytes,
         is_over: false,
     });
-    let unpacked = unpack::unpack(&mut archive, &root, xattrs, limits);
+    let below = source.below.iter().map(|layer| files(&disk.layer(layer)));
+    let below: Vec<PathBuf> = below.collect();
+    let unpacked = unpack::unpack(&mut archive, &root, &below, xattrs, limits);
     if archive.get_ref().is_over {
         return Err(LayerError::TooLarge(limits.layer_bytes));
     }
-    unpacked.map_err(LayerError::Unpack)?;
+    let unpacked = unpacked.map_err(LayerError::Unpack)?;
     let (got, _) = archive.finish();
-    if got != *diff_id {
+    if got != source.diff_id {
         return Err(LayerError::DiffId {
-            wanted: *diff_id,
+            wanted: source.diff_id,
             got,
         });
     }
     disk.steps.reach(Step::LayerUnpacked);
 
-    let marker = survey(&root)?;
+    let depends = write_implied(temporary, &unpacked.implied)?;
+    disk.steps.reach(Step::LayerListed);
+    let survey = survey(&root)?;
+    let marker = Marker {
+        bytes: survey.bytes,
+        inodes: survey.inodes,
+        fingerprint: survey.fingerprint,
+        depends,
+        has_root: unpacked.has_root,
+        is_opaque: unpacked.is_opaque,
+    };
     let path = temporary.join(MARKER);
     let json = serde_json::to_vec(&marker).expect("a marker has only strings and numbers");
     fs::write(&path, json).map_err(FileError::of("write", &path))?;
@@ -166,6 +264,19 @@ fn fill(
     crate::durable::sync_tree(temporary, marker.inodes)?;
     disk.steps.reach(Step::LayerSynced);
     Ok(marker)
+}
+
+/// Lists the directories without entries beside the files.
+fn write_implied(layer: &Path, implied: &Implied) -> Result<Depends, FileError> {
+    let paths = match implied {
+        Implied::Paths(paths) if paths.is_empty() => return Ok(Depends::Nothing),
+        Implied::Paths(paths) => paths,
+        Implied::TooMany => return Ok(Depends::Much),
+    };
+    let list = paths.join(&0);
+    let path = layer.join(IMPLIED);
+    fs::write(&path, &list).map_err(FileError::of("write", &path))?;
+    Ok(Depends::Listed(Digest::of(&list)))
 }
 
 /// The uncompressed bytes of a blob. Its first bytes say how it is compressed: media types are often wrong.
@@ -212,8 +323,15 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
+/// What a walk through the files of a layer found.
+struct Found {
+    bytes: u64,
+    inodes: u64,
+    fingerprint: Digest,
+}
+
 /// Counts and fingerprints the files of a layer.
-pub(crate) fn survey(root: &Path) -> Result<Marker, FileError> {
+fn survey(root: &Path) -> Result<Found, FileError> {
     let mut survey = Survey {
         hasher: Hasher::default(),
         bytes: 0,
@@ -233,7 +351,7 @@ pub(crate) fn survey(root: &Path) -> Result<Marker, FileError> {
         inodes,
         ..
     } = survey;
-    Ok(Marker {
+    Ok(Found {
         bytes,
         inodes,
         fingerprint: hasher.finish(),

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | `blobs/sha256/<hex>` | content as the registry sent it |
 //! | `ingest/` | blobs on their way in; emptied at open |
-//! | `layers/<hex of the diff ID>/fs` | an unpacked layer; `complete` beside it holds its counts |
+//! | `layers/<hex of the diff ID or chain ID>/fs` | an unpacked layer; `complete` beside it holds its counts, `implied` what depends on lower ones |
 //! | `images/<hex of the image ID>.json` | an image record with its tags and digests |
 //! | `snapshots/<key>/{snapshot.json,upper,work}` | the writable part of a container |
 //! | `trash/` | what is being deleted; emptied at open |

@@ -68,7 +68,7 @@ fn load_layers(disk: &Disk, state: &mut State) -> Result<(), FileError> {
     let is_checked = read_boot(disk).is_some_and(|boot| Some(boot) == this_boot());
     for name in names(&disk.layers())? {
         let path = disk.layers().join(&name);
-        let Some(diff_id) = Digest::from_hex(&name) else {
+        let Some(digest) = Digest::from_hex(&name) else {
             disk.discard(&path)?;
             continue;
         };
@@ -76,7 +76,7 @@ fn load_layers(disk: &Disk, state: &mut State) -> Result<(), FileError> {
             Ok(marker) => Layer::Whole { marker, is_checked },
             Err(_) => Layer::Damaged,
         };
-        state.layers.insert(diff_id, layer);
+        state.layers.insert(digest, layer);
     }
     Ok(())
 }
@@ -95,7 +95,7 @@ fn load_images(disk: &Disk, state: &mut State) -> Result<(), FileError> {
             continue;
         };
         for layer in &record.layers {
-            state.layers.entry(layer.diff_id).or_insert(Layer::Damaged);
+            state.layers.entry(layer.name()).or_insert(Layer::Damaged);
         }
         state.images.insert(
             id,
@@ -112,9 +112,9 @@ fn load_images(disk: &Disk, state: &mut State) -> Result<(), FileError> {
 pub(crate) fn discard_unreferenced(disk: &Disk, state: &mut State) -> Result<(), FileError> {
     use crate::step::Step;
     let (layers, blobs) = state.unreferenced();
-    for diff_id in layers {
-        disk.discard(&disk.layer(&diff_id))?;
-        state.layers.remove(&diff_id);
+    for layer in layers {
+        disk.discard(&disk.layer(&layer))?;
+        state.layers.remove(&layer);
         disk.steps.reach(Step::LayerTrashed);
     }
     for digest in blobs {

@@ -5,23 +5,22 @@
 //! the same time doesn't collect it. Parts that are there already are taken as they are; a blob that turns out damaged
 //! is fetched again.
 
-use std::sync::Arc;
+mod stack;
 
-use futures_util::future::try_join_all;
+use std::sync::Arc;
 
 use crate::content;
 use crate::digest::Digest;
-use crate::disk::{Chain, read_bounded, sync_dir};
+use crate::disk::{read_bounded, sync_dir};
 use crate::error::FileError;
 use crate::images::{Store, blocking};
-use crate::layers::{self, LayerError};
 use crate::manifest::{
     self, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, Manifest, ManifestError, Platform,
 };
 use crate::records::{self, Record};
 use crate::reference::{Reference, Version};
 use crate::registry::{RegistryError, Session};
-use crate::state::{Known, Layer, Lease};
+use crate::state::{Known, Lease};
 use crate::step::Step;
 use crate::{Credentials, PullError, hosts};
 
@@ -67,14 +66,22 @@ pub(crate) async fn pull(
     }
     let resolved = pull.resolve().await?;
     let (config, diff_ids) = pull.config(&resolved).await?;
-    pull.layers(&resolved.manifest.layers, &diff_ids).await?;
-    let mut record = Record::new(&resolved.manifest, &diff_ids);
+    let layers = pull.layers(&resolved.manifest.layers, &diff_ids).await?;
+    let mut record = Record::new(&resolved.manifest, layers);
     record.manifests = resolved.documents.iter().map(|(digest, _)| *digest).collect();
     let known = Known {
         record,
         config: Arc::new(config),
     };
-    pull.commit(known, resolved.top).await
+    let is_chained = known.record.layers.iter().any(|layer| layer.chain_id.is_some());
+    let known = pull.commit(known, resolved.top).await?;
+    drop(pull);
+    if is_chained {
+        // What such layers are when unpacked by themselves is of use only to an image that has them so.
+        let store = store.clone();
+        blocking(move || store.collect()).await;
+    }
+    Ok(known)
 }
 
 impl Pull<'_> {
@@ -236,80 +243,6 @@ impl Pull<'_> {
             .shared
             .with(|state| state.blobs.insert(blob.digest, blob.size));
         Ok(())
-    }
-
-    async fn layers(&self, layers: &[Descriptor], diff_ids: &[Digest]) -> Result<(), PullError> {
-        let each = layers
-            .iter()
-            .zip(diff_ids)
-            .map(|(blob, diff_id)| self.layer(blob, diff_id));
-        try_join_all(each).await.map(|_| ())
-    }
-
-    /// Makes sure that a layer is there, unpacked.
-    async fn layer(&self, blob: &Descriptor, diff_id: &Digest) -> Result<(), PullError> {
-        let is_whole = || {
-            self.store
-                .shared
-                .with(|state| matches!(state.layers.get(diff_id), Some(Layer::Whole { .. })))
-        };
-        if is_whole() {
-            return Ok(());
-        }
-        let _flight = self.store.flights.lock(format!("layer {diff_id}")).await;
-        if is_whole() {
-            return Ok(());
-        }
-        let _slot = self.store.layer_slots.acquire().await.map_err(|_| self.lost())?;
-        let was_there = {
-            let _flight = self.store.flights.lock(format!("blob {}", blob.digest)).await;
-            let was_there = self
-                .store
-                .shared
-                .with(|state| state.blobs.contains_key(&blob.digest));
-            if !was_there {
-                self.fetch(blob).await?;
-            }
-            was_there
-        };
-        match self.unpack(blob, diff_id).await {
-            Err(PullError::Layer { source, .. }) if was_there && self.is_broken(&blob.digest).await => {
-                tracing::warn!(blob = %blob.digest, error = %Chain(&source), "a stored blob is damaged; fetching it again");
-                self.fetch(blob).await?;
-                self.unpack(blob, diff_id).await
-            }
-            unpacked => unpacked,
-        }
-    }
-
-    async fn is_broken(&self, blob: &Digest) -> bool {
-        let (disk, blob) = (self.store.disk.clone(), *blob);
-        blocking(move || !content::is_sound(&disk, &blob))
-            .await
-            .unwrap_or(false)
-    }
-
-    async fn unpack(&self, blob: &Descriptor, diff_id: &Digest) -> Result<(), PullError> {
-        let (store, digest, diff) = (self.store.clone(), blob.digest, *diff_id);
-        let unpacked = blocking(move || -> Result<(), LayerError> {
-            let (made, marker) =
-                layers::unpack(&store.disk, &digest, &diff, store.xattrs, &store.config.limits)?;
-            store.exchange_layer(&diff, &made)?;
-            store.set_layer(
-                &diff,
-                Layer::Whole {
-                    marker,
-                    is_checked: true,
-                },
-            );
-            Ok(())
-        });
-        let error = |source| PullError::Layer {
-            reference: self.reference.to_string(),
-            digest,
-            source,
-        };
-        unpacked.await.ok_or_else(|| self.lost())?.map_err(error)
     }
 
     /// Writes the record: from here on the image is there.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::FileError;
 use crate::digest::Digest;
 use crate::disk::{Disk, sync_dir, write_synced};
+use crate::layers::Source;
 use crate::manifest::Manifest;
 use crate::reference::{Reference, Version};
 use crate::step::Step;
@@ -44,28 +45,52 @@ pub(crate) struct LayerRecord {
     pub(crate) diff_id: Digest,
     /// The blob it was unpacked from.
     pub(crate) blob: Digest,
+    /// The chain ID, where that is its name, as it was unpacked on top of the layers below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) chain_id: Option<Digest>,
+    /// Whether it says of what owner and mode the image's root is.
+    pub(crate) has_root: bool,
+    /// Whether it hides all layers below.
+    pub(crate) is_opaque: bool,
+}
+
+impl LayerRecord {
+    /// The name of its directory.
+    pub(crate) fn name(&self) -> Digest {
+        self.chain_id.unwrap_or(self.diff_id)
+    }
 }
 
 impl Record {
     /// A record of an image without a name.
-    pub(crate) fn new(manifest: &Manifest, diff_ids: &[Digest]) -> Self {
-        let layers = manifest.layers.iter().zip(diff_ids);
+    pub(crate) fn new(manifest: &Manifest, layers: Vec<LayerRecord>) -> Self {
         Self {
             id: manifest.config.digest,
             tags: BTreeMap::new(),
             digests: BTreeSet::new(),
             manifests: BTreeSet::new(),
-            layers: layers
-                .map(|(layer, diff_id)| LayerRecord {
-                    diff_id: *diff_id,
-                    blob: layer.digest,
-                })
-                .collect(),
+            layers,
             size: manifest
                 .layers
                 .iter()
                 .fold(manifest.config.size, |sum, layer| sum.saturating_add(layer.size)),
         }
+    }
+
+    /// How the layer that is named so is made.
+    pub(crate) fn source(&self, name: &Digest) -> Option<Source> {
+        let at = self.layers.iter().position(|layer| layer.name() == *name)?;
+        let LayerRecord { diff_id, blob, .. } = self.layers[at];
+        let below = match self.layers[at].chain_id {
+            Some(_) => self.layers[..at].iter().rev().map(LayerRecord::name).collect(),
+            None => Vec::new(),
+        };
+        Some(Source {
+            blob,
+            diff_id,
+            name: *name,
+            below,
+        })
     }
 
     /// All blobs that belong to it.

@@ -1,6 +1,7 @@
 //! Snapshots: the writable directory of a container over the layers of its image.
 //!
-//! `snapshots/<key>/` has `snapshot.json` (the image, its layers, the options), `upper` and `work`. It is made under a
+//! `snapshots/<key>/` has `snapshot.json` (the image, its layers, the options), `upper` and `work`, or `root` where
+//! nothing is writable. It is made under a
 //! temporary name and renamed, so a snapshot is whole or not there. It isn't synced: a power cut ends its container
 //! anyway, and an empty record is told from a whole one.
 //!
@@ -16,21 +17,42 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::layers;
+use crate::records::{LayerRecord, Record};
 use crate::step::Step;
 use crate::unpack::OverlayXattrs;
 use crate::{FileError, IdMapping, Snapshot, SnapshotOptions, SnapshotUsage};
 
 const RECORD: &str = "snapshot.json";
+/// The topmost layer of a snapshot that has no upper one: an empty directory.
+const ROOT: &str = "root";
 
 /// What is on the disk about a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SnapshotRecord {
     /// The image it was made of.
     pub(crate) image: Digest,
-    /// Its layers, bottom first.
+    /// Its layers, by name, bottom first.
     pub(crate) layers: Vec<Digest>,
+    /// The one that says of what owner and mode the root is.
+    #[serde(default)]
+    pub(crate) root: Option<Digest>,
     /// How it was made.
     pub(crate) options: SnapshotOptions,
+}
+
+impl SnapshotRecord {
+    /// A snapshot of an image.
+    pub(crate) fn new(image: &Record, options: SnapshotOptions) -> Self {
+        // Overlayfs merges roots even where they are opaque, so what such a root hides is left out here.
+        let lowest = image.layers.iter().rposition(|layer| layer.is_opaque);
+        let layers = &image.layers[lowest.unwrap_or(0)..];
+        Self {
+            image: image.id,
+            layers: layers.iter().map(LayerRecord::name).collect(),
+            root: layers.iter().rfind(|layer| layer.has_root).map(LayerRecord::name),
+            options,
+        }
+    }
 }
 
 /// Whether `key` can be the name of a directory here.
@@ -46,8 +68,8 @@ pub(crate) fn is_key(key: &str) -> bool {
 /// The snapshot that a record describes.
 pub(crate) fn describe(disk: &Disk, xattrs: OverlayXattrs, key: &str, record: &SnapshotRecord) -> Snapshot {
     let mut lower: Vec<PathBuf> = Vec::with_capacity(record.layers.len() + 1);
-    for diff_id in record.layers.iter().rev() {
-        let files = layers::files(&disk.layer(diff_id));
+    for layer in record.layers.iter().rev() {
+        let files = layers::files(&disk.layer(layer));
         // A layer that comes twice: all that the lower one shows, the upper one shows as well. Overlayfs wants each
         // directory once.
         if !lower.contains(&files) {
@@ -55,10 +77,13 @@ pub(crate) fn describe(disk: &Disk, xattrs: OverlayXattrs, key: &str, record: &S
         }
     }
     // Overlayfs wants one lower layer, and two where nothing is writable.
-    if lower.is_empty() || record.options.read_only {
+    if lower.is_empty() {
         lower.push(disk.empty());
     }
     let dir = disk.snapshots().join(key);
+    if record.options.read_only {
+        lower.insert(0, dir.join(ROOT));
+    }
     Snapshot {
         key: key.to_owned(),
         image_id: record.image.to_string(),
@@ -96,21 +121,24 @@ fn fill(disk: &Disk, temporary: &Path, record: &SnapshotRecord) -> Result<(), Fi
         rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(FileError::of("set the mode of", path))
     };
     mkdir(temporary, 0o711)?;
-    if !record.options.read_only {
-        // The root directory of the container is the upper one, so it takes after the image's.
-        let top = record
-            .layers
-            .last()
-            .map(|diff_id| layers::files(&disk.layer(diff_id)));
-        let like = top.unwrap_or_else(|| disk.empty());
-        let like = fs::metadata(&like).map_err(FileError::of("look at", &like))?;
+    // The root directory of the container is that of the topmost layer, so here takes after the image's what may be
+    // another one's: layers seldom say anything of the root.
+    let like = record.root.map(|layer| layers::files(&disk.layer(&layer)));
+    let like = like.unwrap_or_else(|| disk.empty());
+    let like = fs::metadata(&like).map_err(FileError::of("look at", &like))?;
+    // A lower layer is mapped by its mount; an upper one isn't.
+    let (top, uid, gid) = if record.options.read_only {
+        (temporary.join(ROOT), like.uid(), like.gid())
+    } else {
         let uid = shift(&record.options.uid_map, like.uid());
         let gid = shift(&record.options.gid_map, like.gid());
-        let upper = temporary.join("upper");
-        mkdir(&upper, like.mode() & 0o7777)?;
-        chown(&upper, Some(uid), Some(gid)).map_err(FileError::of("set the owner of", &upper))?;
-        let mode = Mode::from_raw_mode(like.mode() & 0o7777);
-        rustix::fs::chmod(&upper, mode).map_err(FileError::of("set the mode of", &upper))?;
+        (temporary.join("upper"), uid, gid)
+    };
+    mkdir(&top, like.mode() & 0o7777)?;
+    chown(&top, Some(uid), Some(gid)).map_err(FileError::of("set the owner of", &top))?;
+    let mode = Mode::from_raw_mode(like.mode() & 0o7777);
+    rustix::fs::chmod(&top, mode).map_err(FileError::of("set the mode of", &top))?;
+    if !record.options.read_only {
         mkdir(&temporary.join("work"), 0o711)?;
     }
     let path = temporary.join(RECORD);

@@ -8,7 +8,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::digest::Digest;
 use crate::layers::Marker;
-use crate::records::Record;
+use crate::records::{LayerRecord, Record};
 use crate::reference::Reference;
 use crate::snapshots::SnapshotRecord;
 
@@ -37,7 +37,7 @@ pub(crate) struct Known {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) images: BTreeMap<Digest, Known>,
-    /// By diff ID.
+    /// By name: diff ID or chain ID.
     pub(crate) layers: BTreeMap<Digest, Layer>,
     /// With their sizes.
     pub(crate) blobs: BTreeMap<Digest, u64>,
@@ -57,7 +57,7 @@ impl State {
     /// Whether all layers of an image are there, or can be made from blobs that are.
     pub(crate) fn is_usable(&self, record: &Record) -> bool {
         record.layers.iter().all(|layer| {
-            matches!(self.layers.get(&layer.diff_id), Some(Layer::Whole { .. }))
+            matches!(self.layers.get(&layer.name()), Some(Layer::Whole { .. }))
                 || self.blobs.contains_key(&layer.blob)
         })
     }
@@ -67,7 +67,19 @@ impl State {
         record
             .layers
             .iter()
-            .all(|layer| matches!(self.layers.get(&layer.diff_id), Some(Layer::Whole { .. })))
+            .all(|layer| matches!(self.layers.get(&layer.name()), Some(Layer::Whole { .. })))
+    }
+
+    /// All layers, each after those that it was unpacked on top of.
+    pub(crate) fn layers_upwards(&self) -> Vec<Digest> {
+        let of_images = self.images.values().flat_map(|known| &known.record.layers);
+        let chained = of_images.clone().filter(|layer| layer.chain_id.is_some());
+        let chained: Vec<Digest> = chained.map(LayerRecord::name).collect();
+        let mut later: BTreeSet<Digest> = chained.iter().copied().collect();
+        let alone = self.layers.keys().filter(|name| !later.contains(name));
+        let mut all: Vec<Digest> = alone.copied().collect();
+        all.extend(chained.into_iter().filter(|name| later.remove(name)));
+        all
     }
 
     /// The image that is named so.
@@ -102,13 +114,18 @@ impl State {
 
     /// Layers and blobs that nobody needs: no image, no snapshot, no pull.
     pub(crate) fn unreferenced(&self) -> (Vec<Digest>, Vec<Digest>) {
-        let mut layers: BTreeSet<&Digest> = self.leases.values().flatten().collect();
-        let mut blobs: BTreeSet<Digest> = self.leases.values().flatten().copied().collect();
+        let mut layers: BTreeSet<Digest> = self.leases.values().flatten().copied().collect();
+        let mut blobs = layers.clone();
         for known in self.images.values() {
-            layers.extend(known.record.layers.iter().map(|layer| &layer.diff_id));
+            layers.extend(known.record.layers.iter().map(LayerRecord::name));
             blobs.extend(known.record.blobs());
         }
-        layers.extend(self.snapshots.values().flat_map(|snapshot| &snapshot.layers));
+        layers.extend(
+            self.snapshots
+                .values()
+                .flat_map(|snapshot| &snapshot.layers)
+                .copied(),
+        );
         let layers = self
             .layers
             .keys()

@@ -32,6 +32,8 @@ steps! {
     LayerCreated,
     /// The layer is unpacked into it.
     LayerUnpacked,
+    /// The directories that it has no entries for are listed.
+    LayerListed,
     /// Its marker is written.
     LayerMarked,
     /// All of it is on the disk.

@@ -1,5 +1,7 @@
 //! A registry in this process that can be told to misbehave, and images to serve from it.
 
+pub(crate) mod archive;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -436,4 +438,21 @@ pub(crate) fn config_at(root: &Path) -> ImagesConfig {
         progress_timeout: Duration::from_millis(1500),
         ..ImagesConfig::new(root)
     }
+}
+
+/// Runs `test` on a thread with a mount namespace of its own, in which a tmpfs is mounted for it.
+pub(crate) fn in_mount_namespace(test: impl FnOnce(&Path) + Send) {
+    let dir = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            const CLONE_NEWNS: i32 = 0x20000;
+            const CLONE_FS: i32 = 0x200;
+            oci_runtime_sys::clone::unshare(CLONE_NEWNS | CLONE_FS).unwrap();
+            let private =
+                rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).unwrap();
+            test(dir.path());
+        });
+        thread.join().unwrap();
+    });
 }

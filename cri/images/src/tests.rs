@@ -40,3 +40,4 @@ mod full_disk;
 mod names;
 mod repair;
 mod snapshots;
+mod stacked;

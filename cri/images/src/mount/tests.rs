@@ -6,23 +6,7 @@ use std::path::Path;
 
 use super::*;
 use crate::SnapshotOptions;
-
-/// Runs `test` on a thread with a mount namespace of its own, in which a tmpfs is mounted for it.
-fn in_mount_namespace(test: impl FnOnce(&Path) + Send) {
-    let dir = tempfile::tempdir().unwrap();
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            const CLONE_NEWNS: i32 = 0x20000;
-            const CLONE_FS: i32 = 0x200;
-            oci_runtime_sys::clone::unshare(CLONE_NEWNS | CLONE_FS).unwrap();
-            let private =
-                rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
-            rustix::mount::mount_change("/", private).unwrap();
-            test(dir.path());
-        });
-        thread.join().unwrap();
-    });
-}
+use crate::testing::in_mount_namespace;
 
 /// A store's directories with `count` layers; layer n has the files `all` (its number) and `n`.
 fn snapshot(root: &Path, count: usize, options: SnapshotOptions) -> Snapshot {

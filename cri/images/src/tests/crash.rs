@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::step::{Step, Steps};
+use crate::testing::archive::Builder;
 use crate::testing::{Compression, FakeRegistry, config_at, open_at, tar_of};
 use crate::{Images, SnapshotOptions};
 
@@ -56,7 +57,9 @@ async fn scenario(root: &Path, steps: Steps) {
     assert_eq!(images.verify().await.unwrap().repaired, [new.diff_ids[1]]);
     drop(images);
     let images = open(true).await.unwrap();
-    registry.push("y", "1", &[tar_of(&[("y", "y")])], GZIP);
+    // A layer that has to be unpacked on top of the one below.
+    let link = Builder::new().dir("usr").symlink("lib", "usr").bytes;
+    registry.push("y", "1", &[link, tar_of(&[("lib/y", "y")])], GZIP);
     images.pull(&registry.name("y:1"), None).await.unwrap();
     assert_eq!(images.list().len(), 2);
 }

@@ -7,76 +7,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
-
-/// A tar, written entry by entry with names that the usual writers refuse.
-struct Builder {
-    bytes: Vec<u8>,
-}
-
-struct Attributes {
-    mode: u32,
-    uid: u64,
-    gid: u64,
-    mtime: u64,
-    device: (u32, u32),
-}
-
-const PLAIN: Attributes = Attributes {
-    mode: 0o644,
-    uid: 0,
-    gid: 0,
-    mtime: 1_500_000_000,
-    device: (0, 0),
-};
-
-impl Builder {
-    fn new() -> Self {
-        Self { bytes: Vec::new() }
-    }
-
-    fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
-        let mut builder = ::tar::Builder::new(Vec::new());
-        builder.append_pax_extensions(records.iter().copied()).unwrap();
-        let bytes = builder.into_inner().unwrap();
-        self.bytes.extend_from_slice(&bytes[..bytes.len() - 1024]);
-        self
-    }
-
-    fn entry(mut self, kind: u8, name: &str, link: &str, content: &[u8], attributes: &Attributes) -> Self {
-        let mut header = ::tar::Header::new_ustar();
-        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
-        header.set_entry_type(::tar::EntryType::new(kind));
-        header.set_size(content.len() as u64);
-        header.set_mode(attributes.mode);
-        header.set_uid(attributes.uid);
-        header.set_gid(attributes.gid);
-        header.set_mtime(attributes.mtime);
-        header.set_device_major(attributes.device.0).unwrap();
-        header.set_device_minor(attributes.device.1).unwrap();
-        header.set_cksum();
-        self.bytes.extend_from_slice(header.as_bytes());
-        self.bytes.extend_from_slice(content);
-        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
-        self
-    }
-
-    fn file(self, name: &str, content: &str) -> Self {
-        self.entry(b'0', name, "", content.as_bytes(), &PLAIN)
-    }
-
-    fn dir(self, name: &str) -> Self {
-        self.entry(b'5', name, "", b"", &Attributes { mode: 0o755, ..PLAIN })
-    }
-
-    fn symlink(self, name: &str, to: &str) -> Self {
-        self.entry(b'2', name, to, b"", &PLAIN)
-    }
-
-    fn hard_link(self, name: &str, to: &str) -> Self {
-        self.entry(b'1', name, to, b"", &PLAIN)
-    }
-}
+use crate::testing::archive::{Attributes, Builder, PLAIN};
 
 /// A layer's directory, and beside it a file that no layer may reach.
 struct Place {
@@ -100,9 +31,11 @@ impl Place {
         let result = unpack(
             &builder.bytes[..],
             &root,
+            &[],
             OverlayXattrs::Trusted,
             &Limits::default(),
         );
+        let result = result.map(|unpacked| unpacked.entries);
         assert_eq!(
             fs::read_to_string(self.dir.path().join("outside")).unwrap(),
             "untouched"
@@ -301,7 +234,6 @@ fn names_that_climb_are_refused() {
     for bad in [
         "../outside",
         "a/../../outside",
-        "a/..",
         "..",
         "/../outside",
         "./../outside",
@@ -319,6 +251,10 @@ fn names_that_climb_are_refused() {
         }
     }
     let place = Place::new();
+    place.unpack(&Builder::new().file("a/../b", "x")).unwrap();
+    assert!(place.text("b") == "x" && !place.at("a").exists());
+    let root = Builder::new().file("a/..", "x");
+    assert!(matches!(place.refused(&root, "a/.."), EntryError::Root));
     assert!(matches!(
         place.refused(&Builder::new().file("", "x"), ""),
         EntryError::Name
@@ -337,24 +273,26 @@ fn names_that_climb_are_refused() {
 
 #[test]
 fn symlinks_as_directories_lead_nowhere_outside() {
-    // Absolute, climbing, and through the directory above the root.
-    for target in ["/", "/tmp", "..", "../..", "../../../../../../..", "../outside"] {
+    // Absolute, climbing, and through the directory above the root: all from the root of the image.
+    for (target, at) in [
+        ("/", "new"),
+        ("/tmp", "tmp/new"),
+        ("..", "new"),
+        ("../..", "new"),
+        ("../../../../../../..", "new"),
+        ("../outside", "outside/new"),
+        ("nowhere", "nowhere/new"),
+        ("/var/../../run/x", "run/x/new"),
+    ] {
         let place = Place::new();
         let builder = Builder::new()
             .dir("tmp")
             .symlink("link", target)
-            .file("link/new", "x");
-        match place.unpack(&builder) {
-            Ok(_) => {
-                let inside = ["new", "tmp/new"].iter().any(|name| place.at(name).exists());
-                assert!(inside, "{target}");
-            }
-            Err(UnpackError::Entry {
-                path,
-                source: EntryError::Parent,
-            }) => assert_eq!(path, "link/new"),
-            Err(other) => panic!("{other:?}"),
-        }
+            .file("link/new", "x")
+            .file("link/another", "y");
+        place.unpack(&builder).unwrap();
+        assert_eq!(place.text(at), "x", "{target}");
+        assert_eq!(fs::read_link(place.at("link")).unwrap().to_str(), Some(target));
     }
     let place = Place::new();
     place
@@ -368,8 +306,16 @@ fn symlinks_as_directories_lead_nowhere_outside() {
     assert_eq!(place.text("usr/lib/so"), "x");
     let looped = Builder::new().symlink("l", "l").file("l/x", "");
     assert!(matches!(Place::new().refused(&looped, "l/x"), EntryError::Parent));
-    let broken = Builder::new().symlink("l", "nowhere").file("l/x", "");
-    assert!(matches!(Place::new().refused(&broken, "l/x"), EntryError::Parent));
+    let mut links = Builder::new();
+    for n in 0..41 {
+        links = links.symlink(&format!("l{n}"), &format!("l{}", n + 1));
+    }
+    let links = links.file("l0/x", "");
+    assert!(matches!(Place::new().refused(&links, "l0/x"), EntryError::Parent));
+    let long = Builder::new()
+        .symlink("l", &"a/../".repeat(15))
+        .file(&"l/".repeat(20), "");
+    assert!(Place::new().unpack(&long).is_ok());
     let file = Builder::new().file("f", "").file("f/x", "");
     assert!(matches!(Place::new().refused(&file, "f/x"), EntryError::Parent));
     let magic = Builder::new()
@@ -478,7 +424,14 @@ fn bounds_and_unknown_types_end_the_unpacking() {
         ..Limits::default()
     };
     let three = Builder::new().file("a", "").file("b", "").file("c", "");
-    let error = unpack(&three.bytes[..], &place.at(""), OverlayXattrs::Trusted, &limits).unwrap_err();
+    let error = unpack(
+        &three.bytes[..],
+        &place.at(""),
+        &[],
+        OverlayXattrs::Trusted,
+        &limits,
+    )
+    .unwrap_err();
     assert!(matches!(error, UnpackError::TooManyEntries(2)));
     let odd = Builder::new().entry(b'V', "volume", "", b"", &PLAIN);
     assert!(matches!(
@@ -494,6 +447,26 @@ fn bounds_and_unknown_types_end_the_unpacking() {
         place.refused(&Builder::new().symlink(".", "x"), "."),
         EntryError::Root
     ));
+    // Directories without entries count as well.
+    let place = Place::new();
+    let deep = Builder::new().file("a/b/c/d", "");
+    let error = unpack(
+        &deep.bytes[..],
+        &place.at("deep"),
+        &[],
+        OverlayXattrs::Trusted,
+        &limits,
+    );
+    assert!(matches!(error, Err(UnpackError::Root(_))));
+    let error = unpack(
+        &deep.bytes[..],
+        &place.at(""),
+        &[],
+        OverlayXattrs::Trusted,
+        &limits,
+    );
+    assert!(matches!(error, Err(UnpackError::TooManyEntries(2))));
+    fs::remove_dir_all(place.at("a")).unwrap();
     let mut cut = Builder::new().file("a", &"x".repeat(2000));
     cut.bytes.truncate(1000);
     assert!(matches!(place.refused(&cut, "a"), EntryError::Read(_)));

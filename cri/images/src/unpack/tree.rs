@@ -1,12 +1,14 @@
 //! The directory that a layer becomes: every operation goes through a descriptor of the parent directory.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{
     self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
@@ -14,23 +16,62 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::merged::{Merged, Part, is_whiteout};
 use super::tar::{Archive, Entry, Kind};
-use super::{EntryError, OverlayXattrs, parts};
+use super::{EntryError, Implied, OverlayXattrs, parts};
 
 const BUFFER: usize = 128 << 10;
 /// How often openat2 is tried again when a rename elsewhere on the machine made it unsure.
 const MAX_RETRIES: usize = 1000;
+/// The most bytes of paths of implied directories that are kept.
+const MAX_IMPLIED: usize = 4 << 20;
+/// The longest extended attribute, and list of their names (xattr(7)).
+const MAX_XATTR: usize = 64 << 10;
+/// The mode of directories that no entry describes.
+const PLAIN: Mode = Mode::from_raw_mode(0o755);
 
 type Result<T, E = EntryError> = std::result::Result<T, E>;
 
 pub(super) struct Tree {
-    root: OwnedFd,
+    /// This layer, and those below when it is unpacked on top of them.
+    layers: Merged,
     xattrs: OverlayXattrs,
-    /// The directory of the last entry: entries come directory by directory.
-    last: Option<(Vec<u8>, OwnedFd)>,
+    root: Place,
+    /// The directory of the last entry, as entries have it: they come directory by directory.
+    last: Option<(Vec<u8>, Place)>,
     /// Times of directories: set at the end, as each entry inside changes them.
     directories: Vec<(Vec<u8>, (i64, u32))>,
+    /// Directories that were made without an entry of their own, though one may have come later.
+    implied: BTreeSet<Vec<u8>>,
+    implied_bytes: usize,
+    /// How many of these were made.
+    made: u64,
+    /// Whether the root has an entry.
+    pub(super) has_root: bool,
+    /// Whether the root hides all layers below.
+    pub(super) is_opaque: bool,
     buffer: Vec<u8>,
+}
+
+/// A directory that entries go into. Held as long as one of them is worked on, whatever becomes of its name.
+#[derive(Clone)]
+struct Place {
+    directory: Rc<OwnedFd>,
+    /// Where it is, without symlinks of lower layers.
+    real: Rc<[u8]>,
+}
+
+impl Place {
+    fn new(directory: OwnedFd, real: &[u8]) -> Self {
+        Self {
+            directory: Rc::new(directory),
+            real: real.into(),
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
 }
 
 fn kernel(action: &'static str) -> impl FnOnce(Errno) -> EntryError {
@@ -41,15 +82,39 @@ fn kernel(action: &'static str) -> impl FnOnce(Errno) -> EntryError {
 }
 
 impl Tree {
-    pub(super) fn open(root: &Path, xattrs: OverlayXattrs) -> io::Result<Self> {
-        let root = fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    /// The empty directory `root`, on top of the layers `below`, the top one first.
+    pub(super) fn open(root: &Path, below: &[PathBuf], xattrs: OverlayXattrs) -> io::Result<Self> {
+        let layers = Merged::open(
+            [root].into_iter().chain(below.iter().map(PathBuf::as_path)),
+            xattrs,
+        )?;
         Ok(Self {
-            root,
+            root: Place::new(layers.own().try_clone_to_owned()?, b""),
+            layers,
             xattrs,
             last: None,
             directories: Vec::new(),
+            implied: BTreeSet::new(),
+            implied_bytes: 0,
+            made: 0,
+            has_root: false,
+            is_opaque: false,
             buffer: vec![0; BUFFER],
         })
+    }
+
+    /// How many directories were made that have no entry.
+    pub(super) fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// What is to be asked of the layers below before this one is put on them.
+    pub(super) fn implied(&mut self) -> Implied {
+        if self.implied_bytes > MAX_IMPLIED {
+            Implied::TooMany
+        } else {
+            Implied::Paths(std::mem::take(&mut self.implied).into_iter().collect())
+        }
     }
 
     /// Gives the root of the layer its owner, mode and time.
@@ -57,7 +122,8 @@ impl Tree {
         if entry.kind != Kind::Directory {
             return Err(EntryError::Root);
         }
-        set_attributes(self.root.as_fd(), entry)?;
+        set_attributes(self.layers.own(), entry)?;
+        self.has_root = true;
         self.directories.push((Vec::new(), entry.mtime));
         Ok(())
     }
@@ -65,13 +131,22 @@ impl Tree {
     /// Makes a directory hide what lower layers have in it.
     pub(super) fn set_opaque(&mut self, parents: &[&[u8]]) -> Result<()> {
         let xattrs = self.xattrs;
-        mark_opaque(self.parent(parents)?, xattrs)
+        let look = |place: &Place| {
+            let stat = fs::fstat(place.fd()).map_err(kernel("look at the directory"))?;
+            Ok::<_, EntryError>((stat.st_dev, stat.st_ino))
+        };
+        let place = self.parent(parents)?;
+        mark_opaque(place.fd(), xattrs)?;
+        // A symlink may lead to the root, too.
+        self.is_opaque |= look(&place)? == look(&self.root)?;
+        Ok(())
     }
 
     /// Hides a name of lower layers.
     pub(super) fn add_whiteout(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<()> {
         let xattrs = self.xattrs;
-        let parent = self.parent(parents)?;
+        let place = self.parent(parents)?;
+        let parent = place.fd();
         match fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0) {
             Ok(()) => Ok(()),
             // This layer has such a name already: it hides a lower file by being there, a lower directory by being opaque.
@@ -129,7 +204,7 @@ impl Tree {
         archive: &mut Archive<R>,
     ) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (fd, _) = self.replacing(parents, name, false, "create the file", |parent| {
+        let (fd, _, _) = self.replacing(parents, name, "create the file", |parent| {
             fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
         })?;
         let file = File::from(fd);
@@ -161,25 +236,23 @@ impl Tree {
 
     fn add_directory(&mut self, parents: &[&[u8]], name: &[u8], entry: &Entry) -> Result<()> {
         let xattrs = self.xattrs;
-        let (_, was_whiteout) =
-            self.replacing(
-                parents,
-                name,
-                true,
-                "make the directory",
-                |parent| match fs::mkdirat(parent, name, Mode::RWXU) {
-                    Err(Errno::EXIST) if is_directory(parent, name)? => Ok(()),
-                    made => made,
-                },
-            )?;
-        let parent = self.parent(parents)?;
-        let directory = open_at(parent, name, OFlags::DIRECTORY | OFlags::NOFOLLOW)
+        let ((), place, hides) = self.replacing(parents, name, "make the directory", |parent| {
+            match fs::mkdirat(parent, name, Mode::RWXU) {
+                Err(Errno::EXIST) if is_directory(parent, name)? => Ok(()),
+                made => made,
+            }
+        })?;
+        let directory = open_at(place.fd(), name, OFlags::DIRECTORY | OFlags::NOFOLLOW)
             .map_err(kernel("open the directory"))?;
         set_attributes(directory.as_fd(), entry)?;
-        if was_whiteout {
+        if hides {
             mark_opaque(directory.as_fd(), xattrs)?;
         }
-        let path = [parents, &[name]].concat().join(&b'/');
+        let path = if place.real.is_empty() {
+            name.to_vec()
+        } else {
+            [&place.real, name].join(&b'/')
+        };
         self.directories.push((path, entry.mtime));
         Ok(())
     }
@@ -190,10 +263,8 @@ impl Tree {
         let Some((target_name, target_parents)) = target.split_last() else {
             return Err(shown());
         };
-        let from = match self.open_in_root(&target_parents.join(&b'/')) {
-            Ok(from) => from,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(shown()),
-            Err(errno) => return Err(kernel("open the directory of the link's target")(errno)),
+        let Some(from) = self.existing(target_parents)? else {
+            return Err(shown());
         };
         // A link to itself, which some tools write, must not delete itself first.
         let id = |at: BorrowedFd<'_>, name: &[u8]| {
@@ -204,10 +275,10 @@ impl Tree {
         let Some(target_id) = id(from.as_fd(), target_name) else {
             return Err(shown());
         };
-        if id(self.parent(parents)?, name) == Some(target_id) {
+        if id(self.parent(parents)?.fd(), name) == Some(target_id) {
             return Ok(());
         }
-        self.replacing(parents, name, false, "make the hard link", |parent| {
+        self.replacing(parents, name, "make the hard link", |parent| {
             fs::linkat(&from, *target_name, parent, name, AtFlags::empty())
         })?;
         Ok(())
@@ -219,13 +290,13 @@ impl Tree {
         }
         let mode = Mode::from_raw_mode(entry.mode);
         let device = fs::makedev(entry.device.0, entry.device.1);
-        self.replacing(parents, name, false, "make it", |parent| match entry.kind {
+        let ((), place, _) = self.replacing(parents, name, "make it", |parent| match entry.kind {
             Kind::Symlink => fs::symlinkat(&entry.link[..], parent, name),
             Kind::CharDevice => fs::mknodat(parent, name, FileType::CharacterDevice, mode, device),
             Kind::BlockDevice => fs::mknodat(parent, name, FileType::BlockDevice, mode, device),
             _ => fs::mknodat(parent, name, FileType::Fifo, mode, 0),
         })?;
-        let parent = self.parent(parents)?;
+        let parent = place.fd();
         let (uid, gid) = owner(entry);
         fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(kernel("set its owner"))?;
         if entry.kind != Kind::Symlink {
@@ -242,88 +313,150 @@ impl Tree {
     }
 
     /// Runs `make` in the entry's directory; where something with the name stands, that goes and `make` runs again.
-    /// Returns also whether that was a whiteout.
+    /// Returns also the directory, and whether what went hid what lower layers have there: anything but a directory
+    /// does. A directory in its place would show it again, unless it is made opaque.
     fn replacing<T>(
         &mut self,
         parents: &[&[u8]],
         name: &[u8],
-        is_dir: bool,
         action: &'static str,
         make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
-    ) -> Result<(T, bool)> {
-        let parent = self.parent(parents)?;
+    ) -> Result<(T, Place, bool)> {
+        let place = self.parent(parents)?;
+        let parent = place.fd();
         match make(parent) {
-            Ok(made) => return Ok((made, false)),
+            Ok(made) => return Ok((made, place, false)),
             Err(Errno::EXIST) => {}
             Err(errno) => return Err(kernel(action)(errno)),
         }
         let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(kernel("look at what it replaces"))?;
-        let whiteout = is_whiteout(&stat);
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if is_directory {
             remove_directory(parent, name, 0).map_err(kernel("remove what it replaces"))?;
         } else {
             fs::unlinkat(parent, name, AtFlags::empty()).map_err(kernel("remove what it replaces"))?;
         }
-        // The directory that was opened last may be gone, or reached by another way.
+        // It may have been a symlink on the way to this directory.
         self.last = None;
-        let made = make(self.parent(parents)?).map_err(kernel(action))?;
-        Ok((made, whiteout && is_dir))
+        let made = make(parent).map_err(kernel(action))?;
+        Ok((made, place, !is_directory))
     }
 
     /// The directory of an entry, opened below the root; missing ones are made.
-    fn parent(&mut self, parents: &[&[u8]]) -> Result<BorrowedFd<'_>> {
+    fn parent(&mut self, parents: &[&[u8]]) -> Result<Place> {
         if parents.is_empty() {
-            return Ok(self.root.as_fd());
+            // What goes there may come in place of a lower layer's symlink on the way to the last one.
+            self.last = None;
+            return Ok(self.root.clone());
         }
-        let path = parents.join(&b'/');
-        if self.last.as_ref().is_none_or(|(last, _)| *last != path) {
-            let directory = match self.open_in_root(&path) {
-                Ok(directory) => directory,
-                Err(Errno::NOENT | Errno::NOTDIR) => self.make_parents(parents)?,
-                Err(Errno::LOOP | Errno::XDEV) => return Err(EntryError::Parent),
-                Err(errno) => return Err(kernel("open its directory")(errno)),
-            };
-            self.last = Some((path, directory));
+        let written = parents.join(&b'/');
+        if let Some((_, place)) = self.last.as_ref().filter(|(last, _)| *last == written) {
+            return Ok(place.clone());
         }
-        let (_, directory) = self.last.as_ref().expect("set above");
-        Ok(directory.as_fd())
+        // What this layer has counts before what is below, so a path that leads to a directory of this layer through
+        // this layer alone leads there in any case.
+        let (place, is_winding) = match self.open_in_root(&written) {
+            Ok(directory) => (Place::new(directory, &written), false),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => self.make_parents(parents)?,
+            Err(Errno::XDEV) => return Err(EntryError::Parent),
+            Err(errno) => return Err(kernel("open its directory")(errno)),
+        };
+        self.last = (!is_winding).then(|| (written, place.clone()));
+        Ok(place)
     }
 
-    /// Makes the directories that the archive didn't mention.
-    fn make_parents(&self, parents: &[&[u8]]) -> Result<OwnedFd> {
+    /// Makes the directories that the archive didn't mention, where they belong on top of the layers below. Returns also
+    /// whether the way there is winding.
+    fn make_parents(&mut self, parents: &[&[u8]]) -> Result<(Place, bool)> {
+        let route = self.layers.follow(parents)?;
+        route.crossed.into_iter().for_each(|path| self.imply(path));
         let mut directory = self.open_in_root(b"").map_err(kernel("open the root"))?;
-        for depth in 1..=parents.len() {
-            let path = parents[..depth].join(&b'/');
-            let name = parents[depth - 1];
-            directory = match self.open_in_root(&path) {
+        let mut path = Vec::new();
+        for part in route.parts {
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&part.name);
+            let name = &part.name[..];
+            directory = match open_at(directory.as_fd(), name, OFlags::DIRECTORY | OFlags::NOFOLLOW) {
                 Ok(directory) => directory,
-                Err(Errno::NOENT | Errno::NOTDIR) => {
+                Err(Errno::NOENT) => self.make_implied(directory.as_fd(), &path, &part, false)?,
+                Err(Errno::NOTDIR) => {
                     let stat = fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW);
-                    let was_whiteout = stat.is_ok_and(|stat| is_whiteout(&stat));
-                    if was_whiteout {
-                        fs::unlinkat(&directory, name, AtFlags::empty())
-                            .map_err(kernel("replace a whiteout"))?;
+                    if !stat.is_ok_and(|stat| is_whiteout(&stat)) {
+                        return Err(EntryError::Parent);
                     }
-                    match fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755)) {
-                        Ok(()) => {}
-                        Err(Errno::EXIST) => return Err(EntryError::Parent),
-                        Err(errno) => return Err(kernel("make its directory")(errno)),
-                    }
-                    let made = self.open_in_root(&path).map_err(kernel("open its directory"))?;
-                    // The umask of the process must not shape the image.
-                    fs::fchmod(&made, Mode::from_raw_mode(0o755))
-                        .map_err(kernel("set the mode of its directory"))?;
-                    if was_whiteout {
-                        mark_opaque(made.as_fd(), self.xattrs)?;
-                    }
-                    made
+                    fs::unlinkat(&directory, name, AtFlags::empty()).map_err(kernel("replace a whiteout"))?;
+                    self.make_implied(directory.as_fd(), &path, &part, true)?
                 }
-                Err(Errno::LOOP | Errno::XDEV) => return Err(EntryError::Parent),
                 Err(errno) => return Err(kernel("open its directory")(errno)),
             };
         }
-        Ok(directory)
+        Ok((Place::new(directory, &path), route.is_winding))
+    }
+
+    /// Makes one of them: like the directory below that it continues, or else a plain one.
+    fn make_implied(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        path: &[u8],
+        part: &Part,
+        was_whiteout: bool,
+    ) -> Result<OwnedFd> {
+        fs::mkdirat(parent, &part.name[..], Mode::from_raw_mode(0o755))
+            .map_err(kernel("make its directory"))?;
+        let made = open_at(parent, &part.name, OFlags::DIRECTORY | OFlags::NOFOLLOW)
+            .map_err(kernel("open its directory"))?;
+        self.made += 1;
+        if was_whiteout {
+            mark_opaque(made.as_fd(), self.xattrs)?;
+        } else {
+            self.imply(path.to_vec());
+        }
+        let Some(layer) = part.layers.first() else {
+            // The umask of the process must not shape the image.
+            fs::fchmod(&made, PLAIN).map_err(kernel("set the mode of its directory"))?;
+            return Ok(made);
+        };
+        let like = self.layers.directory(*layer, path);
+        let like = like.map_err(kernel("open the directory of a lower layer"))?;
+        let mtime = copy_attributes(like.as_fd(), made.as_fd())?;
+        self.directories.push((path.to_vec(), mtime));
+        Ok(made)
+    }
+
+    /// Notes that something depends on what layers below have at `path`. Only of use when they aren't known.
+    fn imply(&mut self, path: Vec<u8>) {
+        if self.layers.has_below() || self.implied_bytes > MAX_IMPLIED {
+            return;
+        }
+        let length = path.len();
+        if self.implied.insert(path) {
+            self.implied_bytes += length;
+        }
+    }
+
+    /// A directory of this layer, through symlinks of all layers.
+    fn existing(&mut self, parents: &[&[u8]]) -> Result<Option<OwnedFd>> {
+        let open = kernel("open the directory of the link's target");
+        match self.open_in_root(&parents.join(&b'/')) {
+            Ok(directory) => return Ok(Some(directory)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            Err(errno) => return Err(open(errno)),
+        }
+        let route = match self.layers.follow(parents) {
+            Ok(route) => route,
+            Err(EntryError::Parent | EntryError::Name) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let path = route.path();
+        route.crossed.into_iter().for_each(|path| self.imply(path));
+        match self.layers.directory(0, &path) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(open(errno)),
+        }
     }
 
     fn open_in_root(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
@@ -332,7 +465,7 @@ impl Tree {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let mut tries = 0;
         loop {
-            match fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
+            match fs::openat2(self.layers.own(), path, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN) if tries < MAX_RETRIES => tries += 1,
                 opened => return opened,
             }
@@ -352,10 +485,6 @@ fn open_at(parent: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> rustix::io::Re
 fn is_directory(parent: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<bool> {
     let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
-}
-
-fn is_whiteout(stat: &fs::Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
 /// Removes a directory that a later entry replaces. A tree too deep for the descriptors at hand is an error.
@@ -398,20 +527,57 @@ fn set_attributes(fd: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-/// The attributes that a layer may set: overlayfs' own would let it redirect names to other layers' files, and labels
-/// of security modules are this machine's business.
+/// The attributes of `entry` that a layer may set.
 fn settable(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
-    entry
-        .xattrs
-        .iter()
-        .map(|(key, value)| (&key[..], &value[..]))
-        .filter(|(key, _)| {
-            !key.starts_with(b"trusted.overlay.")
-                && !key.starts_with(b"user.overlay.")
-                && *key != b"security.selinux"
-                && !key.is_empty()
-                && !key.contains(&0)
-        })
+    let all = entry.xattrs.iter();
+    all.map(|(key, value)| (&key[..], &value[..]))
+        .filter(|(key, _)| is_settable(key))
+}
+
+/// Overlayfs' own attributes would let a layer redirect names to other layers' files, and labels of security modules
+/// are this machine's business.
+fn is_settable(key: &[u8]) -> bool {
+    !key.starts_with(b"trusted.overlay.")
+        && !key.starts_with(b"user.overlay.")
+        && key != b"security.selinux"
+        && !key.is_empty()
+        && !key.contains(&0)
+}
+
+/// Gives a directory owner, mode and attributes of another one, and returns that one's time.
+fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(i64, u32)> {
+    let look = "look at the directory of a lower layer";
+    let stat = fs::fstat(from).map_err(kernel(look))?;
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    fs::fchown(to, Some(uid), Some(gid)).map_err(kernel("set its owner"))?;
+    fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(kernel("set its mode"))?;
+    for key in settable_of(from).map_err(kernel(look))? {
+        let mut value = vec![0; MAX_XATTR];
+        let size = fs::fgetxattr(from, &key[..], &mut value[..]).map_err(kernel(look))?;
+        accept_xattr(
+            &key,
+            fs::fsetxattr(to, &key[..], &value[..size], XattrFlags::empty()),
+        )?;
+    }
+    Ok((stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)))
+}
+
+/// The names of a directory's attributes that a layer may set.
+pub(super) fn settable_of(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let mut list = vec![0; MAX_XATTR];
+    let size = match fs::flistxattr(directory, &mut list[..]) {
+        Err(Errno::OPNOTSUPP) => 0,
+        size => size?,
+    };
+    let names = list[..size].split(|c| *c == 0).filter(|key| is_settable(key));
+    Ok(names.map(<[u8]>::to_vec).collect())
+}
+
+/// Whether a directory is as those are that are made for a path without entries.
+pub(super) fn is_plain(directory: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    let stat = fs::fstat(directory)?;
+    let is_plain = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) == (PLAIN.as_raw_mode(), 0, 0);
+    Ok(is_plain && settable_of(directory)?.is_empty())
 }
 
 /// Lets pass what the file system or the user namespace can't hold, but never a lost file capability.
