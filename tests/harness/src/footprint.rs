@@ -12,9 +12,12 @@ pub struct Footprint {
     name: String,
     folders: Vec<PathBuf>,
     /// By pid: when it started, so that another process with the pid isn't taken for it.
-    processes: BTreeMap<u32, String>,
-    /// As `/proc/PID/ns` says them: `net:[4026531840]`.
+    processes: BTreeMap<u32, u64>,
+    /// As `/proc/PID/ns` says them: `net:[4026531840]`. The kernel uses these numbers again; so only processes that are
+    /// older than this look count as holders.
     namespaces: BTreeSet<String>,
+    /// When this look was taken, in the unit of processes' starts.
+    taken: u64,
 }
 
 const NAMESPACES: [&str; 6] = ["mnt", "net", "pid", "uts", "ipc", "user"];
@@ -47,6 +50,7 @@ impl Footprint {
             folders: folders.iter().map(|f| (*f).to_owned()).collect(),
             processes,
             namespaces: found.difference(&ours).cloned().collect(),
+            taken: pids().into_iter().filter_map(started).max().unwrap_or(0),
         }
     }
 
@@ -72,6 +76,7 @@ impl Footprint {
             if self.processes.get(&pid) == Some(&start) {
                 left.push(format!("process {pid}: {line}"));
             }
+            let older = start <= self.taken && pid != std::process::id();
             for namespace in namespaces(pid).iter().filter(|n| self.namespaces.contains(*n)) {
                 left.push(format!("namespace {namespace} of process {pid}: {line}"));
             }
@@ -82,7 +87,7 @@ impl Footprint {
             {
                 let target = fs::read_link(file.path()).unwrap_or_default();
                 let target = target.to_string_lossy();
-                if self.namespaces.contains(target.as_ref()) {
+                if older && self.namespaces.contains(target.as_ref()) {
                     left.push(format!("namespace {target}, held open by process {pid}: {line}"));
                 }
             }
@@ -136,8 +141,8 @@ fn parents() -> BTreeMap<u32, u32> {
 }
 
 /// In clock ticks since boot.
-fn started(pid: u32) -> Option<String> {
-    stat(pid)?.get(19).cloned()
+fn started(pid: u32) -> Option<u64> {
+    stat(pid)?.get(19)?.parse().ok()
 }
 
 fn namespaces(pid: u32) -> Vec<String> {
@@ -165,17 +170,20 @@ mod tests {
             Ok(theirs.is_ok_and(|theirs| theirs != own))
         };
         crate::wait_until("a namespace", std::time::Duration::from_secs(10), other).unwrap();
+        // Whose input is the namespace.
+        let open = fs::File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
+        let mut holder = Command::new("sleep").arg("1000").stdin(open).spawn().unwrap();
         let footprint = Footprint::of(child.id(), "no-such-name", &[]);
         assert_eq!(footprint.processes(), 1);
         let left = footprint.left().unwrap();
         assert!(left.iter().any(|l| l.starts_with("process ")), "{left:?}");
         assert!(left.iter().any(|l| l.starts_with("namespace net:[")), "{left:?}");
-        let held = fs::File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         let left = footprint.left().unwrap();
         assert!(left.len() == 1 && left[0].contains("held open"), "{left:?}");
-        drop(held);
+        holder.kill().unwrap();
+        holder.wait().unwrap();
         assert_eq!(footprint.left().unwrap(), Vec::<String>::new());
     }
 }
