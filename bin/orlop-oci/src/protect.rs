@@ -35,12 +35,10 @@ pub(crate) fn ensure() -> io::Result<()> {
 }
 
 fn is_protected(own: &File) -> io::Result<bool> {
-    if process::is_sealed(own.as_fd()) {
-        return Ok(true);
+    if open::magic(own.as_fd())? == open::OVERLAY_MAGIC {
+        return open::is_read_only(own.as_fd());
     }
-    let (magic, flags) = open::file_system(own.as_fd())?;
-    const ST_RDONLY: u64 = 1;
-    Ok(magic == open::OVERLAY_MAGIC && flags & ST_RDONLY != 0)
+    Ok(process::is_sealed(own.as_fd()))
 }
 
 /// The program's folder through an overlay of lower layers only, not attached anywhere.

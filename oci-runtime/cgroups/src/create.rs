@@ -18,9 +18,9 @@ const CPUSET_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 pub(crate) fn create(hierarchy: &Hierarchy, path: &str) -> Result<(), CgroupError> {
     let levels = levels(&hierarchy.mount, path);
     let leaf = levels.last().expect("a checked path has at least one name");
-    make(leaf, &levels)?;
+    let is_new = make(leaf, &levels)?;
     match hierarchy.version {
-        Version::V1 if hierarchy.has("cpuset") => inherit_cpuset(&hierarchy.mount, &levels),
+        Version::V1 if hierarchy.has("cpuset") => inherit_cpuset(&hierarchy.mount, &levels, is_new),
         Version::V1 => Ok(()),
         Version::V2 => delegate(hierarchy, &levels),
     }
@@ -38,11 +38,11 @@ fn levels(mount: &Path, path: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The leaf straight away: the parents are almost always there.
-fn make(leaf: &Path, levels: &[PathBuf]) -> Result<(), CgroupError> {
+/// The leaf straight away: the parents are almost always there. Whether it's new, below parents that are not.
+fn make(leaf: &Path, levels: &[PathBuf]) -> Result<bool, CgroupError> {
     match fs::create_dir(leaf) {
-        Ok(()) => return Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Ok(()) => return Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
         Err(e) if is_absent(&e) => {}
         Err(source) => {
             return Err(CgroupError::Create {
@@ -62,26 +62,28 @@ fn make(leaf: &Path, levels: &[PathBuf]) -> Result<(), CgroupError> {
             _ => {}
         }
     }
-    Ok(())
+    Ok(false)
 }
 
-/// Fills empty cpusets from the top down, each from its parent. The leaf is looked at first: when it is filled,
-/// its parents were.
-fn inherit_cpuset(mount: &Path, levels: &[PathBuf]) -> Result<(), CgroupError> {
+/// Fills empty cpusets from the nearest parent that has one. A leaf that was there is looked at first: when it is
+/// filled, its parents were. A new one is empty.
+fn inherit_cpuset(mount: &Path, levels: &[PathBuf], is_new: bool) -> Result<(), CgroupError> {
     let leaf = levels.last().expect("a checked path has at least one name");
     for name in CPUSET_FILES {
-        if !files::read(&leaf.join(name))?.trim().is_empty() {
+        if !is_new && !files::read(&leaf.join(name))?.trim().is_empty() {
             continue;
         }
-        let mut inherited = files::read(&mount.join(name))?;
-        for level in levels {
-            let file = level.join(name);
-            let own = files::read(&file)?;
-            if own.trim().is_empty() {
-                files::write(&file, inherited.trim())?;
-            } else {
-                inherited = own;
+        let mut empty_from = levels.len() - 1;
+        let inherited = loop {
+            let parent = empty_from.checked_sub(1).map_or(mount, |above| &levels[above]);
+            let own = files::read(&parent.join(name))?;
+            if empty_from == 0 || !own.trim().is_empty() {
+                break own;
             }
+            empty_from -= 1;
+        };
+        for level in &levels[empty_from..] {
+            files::write(&level.join(name), inherited.trim())?;
         }
     }
     Ok(())
@@ -149,11 +151,14 @@ mod tests {
             fs::write(dir.join("cpuset.cpus"), cpus).unwrap();
             fs::write(dir.join("cpuset.mems"), mems).unwrap();
         }
-        inherit_cpuset(tmp.path(), &levels).unwrap();
+        inherit_cpuset(tmp.path(), &levels, false).unwrap();
         let read = |dir: &Path, name: &str| fs::read_to_string(dir.join(name)).unwrap().trim().to_owned();
         assert_eq!(read(&levels[0], "cpuset.cpus"), "1-2");
         assert_eq!(read(&levels[2], "cpuset.cpus"), "1-2");
         assert_eq!(read(&levels[0], "cpuset.mems"), "0");
         assert_eq!(read(&levels[2], "cpuset.mems"), "0");
+        fs::write(levels[2].join("cpuset.cpus"), "1\n").unwrap();
+        inherit_cpuset(tmp.path(), &levels, false).unwrap();
+        assert_eq!(read(&levels[2], "cpuset.cpus"), "1", "what is set stays");
     }
 }

@@ -1,6 +1,6 @@
 //! Reading and writing the kernel's interface files, with errors that name them.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
@@ -27,12 +27,19 @@ pub(crate) fn open_for_write(path: &Path) -> Result<File, CgroupError> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, CgroupError> {
-    fs::read_to_string(path).map_err(|e| CgroupError::read(path, e))
+    read_once(path).map_err(|e| CgroupError::read(path, e))
+}
+
+/// No interface file is larger than a few pages, but for the pids of a huge cgroup.
+fn read_once(path: &Path) -> io::Result<String> {
+    const MOST: u64 = 64 << 20;
+    let bytes = oci_runtime_sys::open::read(path, 4096, MOST)?;
+    String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// `None` when the file is not there, is not supported, or the cgroup is just going away.
 pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>, CgroupError> {
-    match fs::read_to_string(path) {
+    match read_once(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if is_absent(&e) || e.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => Ok(None),
         Err(e) => Err(CgroupError::read(path, e)),

@@ -4,11 +4,16 @@
 //! are bind-mounted at other places, and a host may be pure v2, hybrid (v1 controllers, and v2 beside them) or v1 only.
 //! The list is read once per process: hierarchies don't come and go while a node runs.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::CgroupError;
+use oci_runtime_sys::open;
+
+use crate::{CgroupError, files};
+
+/// A mount table is a few KiB, and on a node with thousands of containers a few MiB.
+const ROOM: usize = 16 << 10;
+const MOST: u64 = 256 << 20;
 
 /// How the kernel speaks in a hierarchy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,12 +61,12 @@ impl Hierarchies {
             return Ok(Arc::clone(found));
         }
         let path = Path::new("/proc/self/mountinfo");
-        let table = fs::read_to_string(path).map_err(|e| CgroupError::read(path, e))?;
-        let mut found = Self::parse(&table);
+        let table = open::read(path, ROOM, MOST).map_err(|e| CgroupError::read(path, e))?;
+        let mut found = Self::parse(&String::from_utf8_lossy(&table));
         for hierarchy in &mut found.all {
             if hierarchy.version == Version::V2 {
                 let file = hierarchy.mount.join("cgroup.controllers");
-                let text = fs::read_to_string(&file).map_err(|e| CgroupError::read(&file, e))?;
+                let text = files::read(&file)?;
                 hierarchy.controllers = text.split_whitespace().map(str::to_owned).collect();
             }
         }

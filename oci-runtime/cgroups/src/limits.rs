@@ -37,9 +37,17 @@ pub(crate) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), C
     } else {
         let writes = plan(resources, &observe(cgroup, resources)?)?;
         let mut open = None;
-        writes
-            .iter()
-            .try_for_each(|write| act(cgroup, write, &mut open))?;
+        let mut early: Option<&Write> = None;
+        for write in &writes {
+            // What did not have to wait is not written again.
+            if early.is_some_and(|e| e.file == write.file && e.value == write.value) {
+                continue;
+            }
+            let done = act(cgroup, write, &mut open)?;
+            if done && write.kind == WriteKind::MayWait {
+                early = Some(write);
+            }
+        }
     }
     let unified = resources
         .unified()
@@ -75,10 +83,11 @@ fn observe(cgroup: &Cgroup, resources: &LinuxResources) -> Result<Observed, Cgro
 /// A file that stays open between writes to it: device rules are a dozen writes to two files.
 type Open = Option<(PathBuf, File)>;
 
-fn act(cgroup: &Cgroup, write: &Write, open: &mut Open) -> Result<(), CgroupError> {
+/// Whether it was written now; what isn't needs no writing, or is to be written once more.
+fn act(cgroup: &Cgroup, write: &Write, open: &mut Open) -> Result<bool, CgroupError> {
     let Some(hierarchy) = cgroup.hierarchies().of(write.controller) else {
         return match write.kind {
-            WriteKind::Unlimited => Ok(()),
+            WriteKind::Unlimited => Ok(false),
             _ => Err(missing(write.controller, &write.file)),
         };
     };
@@ -90,16 +99,18 @@ fn act(cgroup: &Cgroup, write: &Write, open: &mut Open) -> Result<(), CgroupErro
     let directory = cgroup.directory_in(hierarchy);
     let path = directory.join(file);
     match write_kept_open(open, &path, &write.value) {
-        Ok(()) => Ok(()),
-        Err(e) if write.kind == WriteKind::Unlimited && files::is_absent(&e) && directory.is_dir() => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if write.kind == WriteKind::Unlimited && files::is_absent(&e) && directory.is_dir() => {
+            Ok(false)
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => match &write.otherwise {
-            Some(other) => files::write(&directory.join(other), &write.value),
+            Some(other) => files::write(&directory.join(other), &write.value).map(|()| true),
             None => Err(CgroupError::write(&path, &write.value, e)),
         },
         // A period that does not go with the quota in force is set after the new quota.
         Err(e) if e.kind() == io::ErrorKind::InvalidInput && write.kind == WriteKind::MayWait => {
             tracing::trace!(path = %path.display(), "left for a later write");
-            Ok(())
+            Ok(false)
         }
         Err(e) => Err(CgroupError::write(&path, &write.value, e)),
     }

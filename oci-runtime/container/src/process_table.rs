@@ -1,8 +1,9 @@
 //! Whether a process that was seen before is still the same one, and lives.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
-use oci_runtime_sys::process;
+use oci_runtime_sys::{open, process};
 
 /// A process, for certain: by pid and start time, through a pidfd.
 #[derive(Debug)]
@@ -12,8 +13,7 @@ pub(crate) struct Alive {
 
 /// The start time of a process, in clock ticks after boot.
 pub(crate) fn started(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    parse_stat(&stat).map(|(_, started)| started)
+    stat(pid).map(|(_, started)| started)
 }
 
 /// The process if it lives: a zombie doesn't.
@@ -25,9 +25,14 @@ pub(crate) fn alive(pid: i32, start: u64) -> Option<Alive> {
 
 /// The same, only looking.
 pub(crate) fn lives(pid: i32, start: u64) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    let parsed = stat.ok().as_deref().and_then(parse_stat);
-    parsed.is_some_and(|(state, started)| started == start && state != 'Z' && state != 'X')
+    stat(pid).is_some_and(|(state, started)| started == start && state != 'Z' && state != 'X')
+}
+
+fn stat(pid: i32) -> Option<(char, u64)> {
+    let path = format!("/proc/{pid}/stat");
+    // A line of some 300 bytes.
+    let line = open::read(Path::new(&path), 1024, 4096).ok()?;
+    parse_stat(&String::from_utf8_lossy(&line))
 }
 
 /// State and start time. The name in parentheses may hold anything, so fields are counted from its end.

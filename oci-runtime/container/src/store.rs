@@ -15,6 +15,8 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use oci_runtime_sys::open;
+
 use crate::StoreError;
 use crate::seccomp::Filter;
 use crate::state::Record;
@@ -25,6 +27,8 @@ const START: &str = "start.sock";
 const FILTER: &str = "seccomp.bpf";
 /// A record is a few KiB; with a huge environment a few hundred.
 const MAX_RECORD: u64 = 16 << 20;
+/// Most records and filters are smaller.
+const ROOM: usize = 8 << 10;
 
 /// One container's folder.
 #[derive(Debug, Clone)]
@@ -90,7 +94,7 @@ impl Folder {
 
     pub(crate) fn read(&self) -> Result<Record, StoreError> {
         let path = self.path.join(RECORD);
-        let bytes = match read_bounded(&path, MAX_RECORD) {
+        let bytes = match open::read(&path, ROOM, MAX_RECORD) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(StoreError::NotFound { id: self.id.clone() });
             }
@@ -146,7 +150,7 @@ impl Folder {
 
     pub(crate) fn read_filter(&self) -> Result<Filter, StoreError> {
         let path = self.path.join(FILTER);
-        let bytes = read_bounded(&path, 1 << 20).map_err(StoreError::io("read", &path))?;
+        let bytes = open::read(&path, ROOM, 1 << 20).map_err(StoreError::io("read", &path))?;
         match bytes.split_first_chunk::<4>() {
             Some((flags, program)) if !program.is_empty() && program.len().is_multiple_of(8) => Ok(Filter {
                 flags: u32::from_le_bytes(*flags),
@@ -209,16 +213,6 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     done
-}
-
-fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    use std::io::Read as _;
-    let file = File::open(path)?;
-    // Room for the whole file and a byte to see its end, so that it's read at once.
-    let size = file.metadata()?.len().min(most);
-    let mut bytes = Vec::with_capacity(size as usize + 1);
-    file.take(most).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

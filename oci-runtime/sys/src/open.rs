@@ -62,6 +62,18 @@ pub fn place(path: &Path) -> io::Result<OwnedFd> {
     owned(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }.into())
 }
 
+/// Reads a file of at most `most` bytes; what is longer is cut there. With `room` for all of it, one read takes it and
+/// one more sees its end: the size isn't asked for, which files of procfs and cgroups don't know anyway.
+///
+/// # Errors
+/// The kernel's.
+pub fn read(path: &Path, room: usize, most: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::with_capacity(room);
+    std::fs::File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// What kind of file a descriptor is, and on what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
@@ -112,19 +124,28 @@ pub fn facts(fd: BorrowedFd<'_>) -> io::Result<Facts> {
     })
 }
 
-/// A file system's magic number and the mount's `ST_*` flags.
+/// Whether the mount that a descriptor is in is read-only.
 ///
 /// # Errors
 /// The kernel's.
-pub fn file_system(fd: BorrowedFd<'_>) -> io::Result<(i64, u64)> {
-    // SAFETY: statfs and statvfs are structs of integers, for which all zeroes is a value.
-    let (mut kind, mut flags): (libc::statfs, libc::statvfs) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+pub fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: statvfs is a struct of integers, for which all zeroes is a value.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the struct lives through the call.
+    check(unsafe { libc::fstatvfs(fd.as_raw_fd(), &raw mut found) }.into())?;
+    Ok(found.f_flag & libc::ST_RDONLY != 0)
+}
+
+/// A file system's magic number.
+///
+/// # Errors
+/// The kernel's.
+pub fn magic(fd: BorrowedFd<'_>) -> io::Result<i64> {
+    // SAFETY: statfs is a struct of integers, for which all zeroes is a value.
+    let mut kind: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the struct lives through the call.
     check(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut kind) }.into())?;
-    // SAFETY: the struct lives through the call.
-    check(unsafe { libc::fstatvfs(fd.as_raw_fd(), &raw mut flags) }.into())?;
-    Ok((kind.f_type, flags.f_flag))
+    Ok(kind.f_type)
 }
 
 /// Whether a descriptor is the root of the mount it is in.
@@ -170,7 +191,7 @@ pub fn procfs() -> io::Result<OwnedFd> {
     let proc = place(Path::new("/proc"))?;
     use std::os::fd::AsFd as _;
     // 1 is the inode of every procfs's root.
-    if file_system(proc.as_fd())?.0 != PROC_MAGIC || facts(proc.as_fd())?.inode != 1 {
+    if magic(proc.as_fd())? != PROC_MAGIC || facts(proc.as_fd())?.inode != 1 {
         return Err(io::Error::other("/proc is not the root of a procfs"));
     }
     Ok(proc)
@@ -184,7 +205,7 @@ pub fn procfs_file(proc: BorrowedFd<'_>, path: &Path, flags: i32) -> io::Result<
     use std::os::fd::AsFd as _;
     let resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV;
     let file = openat2(proc, path, flags | libc::O_NOFOLLOW, 0, resolve)?;
-    if file_system(file.as_fd())?.0 != PROC_MAGIC {
+    if magic(file.as_fd())? != PROC_MAGIC {
         return Err(io::Error::other("not a file of procfs"));
     }
     Ok(file)

@@ -6,10 +6,11 @@
 //! Nothing about the cache can fail a container: an error only costs the time to compile.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
+use oci_runtime_sys::open;
 use oci_spec::runtime::LinuxSeccomp;
 use sha2::{Digest as _, Sha256};
 
@@ -111,12 +112,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// `None` if absent or in any way not what was stored.
 fn load(path: &Path) -> Option<Filter> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(LARGEST + 1)
-        .read_to_end(&mut bytes)
-        .ok()?;
+    let bytes = open::read(path, 16 << 10, LARGEST + 1).ok()?;
     if bytes.len() as u64 > LARGEST || bytes.len() < HEADER + 8 + HASH {
         return None;
     }
