@@ -325,6 +325,77 @@ fn descriptors_are_closed_but_those_to_be_preserved() {
 }
 
 #[test]
+fn no_signal_is_blocked_and_a_broken_pipe_ends_a_process() {
+    let mut bundle = Bundle::new("");
+    bundle.config["process"]["args"] = json!(["/bin/grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"]);
+    let set = |out: &str, name: &str| {
+        let line = out.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    const SIGPIPE: u64 = 1 << 12;
+    let out = bundle.run();
+    assert_eq!(set(&out, "SigBlk:"), 0, "{out}");
+    assert_eq!(set(&out, "SigIgn:") & SIGPIPE, 0, "{out}");
+    let bundle = Bundle::new("sleep 100");
+    bundle.create();
+    bundle.good(&["start", &bundle.id]);
+    let out = bundle.good(&["exec", &bundle.id, "grep", "SigIgn", "/proc/self/status"]);
+    assert_eq!(set(&out, "SigIgn:") & SIGPIPE, 0, "{out}");
+}
+
+#[test]
+fn a_profile_may_forbid_what_init_needs_before_it() {
+    for no_new_privileges in [true, false] {
+        let mut bundle = Bundle::new("echo ran");
+        bundle.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        bundle.config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": ["getcwd", "chdir", "getpid"], "action": "SCMP_ACT_ERRNO" }] });
+        assert_eq!(bundle.run(), "ran\n");
+    }
+}
+
+#[test]
+fn init_waits_with_no_descriptor_but_its_own() {
+    let bundle = Bundle::new("sleep 100");
+    fs::write(bundle.folder.join("config.json"), bundle.config.to_string()).unwrap();
+    let line = format!(
+        "exec 9</etc/hostname; exec {} --root {}/root create {}",
+        bundle::program().display(),
+        bundle.folder.display(),
+        bundle.id
+    );
+    let mut command = std::process::Command::new("/bin/sh");
+    command.args(["-c", &line]).current_dir(&bundle.folder);
+    let out = fs::File::create(bundle.folder.join("out")).unwrap();
+    command
+        .stdin(std::process::Stdio::null())
+        .stderr(out.try_clone().unwrap());
+    assert!(
+        command.stdout(out).status().unwrap().success(),
+        "{}",
+        bundle.output()
+    );
+    let pid = bundle.state()["pid"].as_i64().unwrap();
+    let mut open: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) > Some(2))
+        .map(|entry| fs::read_link(entry.path()).unwrap().display().to_string())
+        .map(|target| {
+            target
+                .split(['[', '/'])
+                .next_back()
+                .unwrap_or_default()
+                .to_owned()
+        })
+        .collect();
+    open.sort();
+    // The lock, the socket for start and the one to the runtime, which it reads the end of.
+    assert_eq!(open.len(), 3, "{open:?}");
+    assert!(open.contains(&"init.lock".to_owned()), "{open:?}");
+}
+
+#[test]
 fn time_namespaces_shift_clocks() {
     let mut bundle = Bundle::new("cut -d. -f1 /proc/uptime");
     bundle.namespace("time", None);

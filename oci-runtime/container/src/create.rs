@@ -5,6 +5,7 @@
 //! init ends by itself at its next word to it, and `delete --force` finds the record of what to remove.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -53,7 +54,7 @@ pub(crate) fn create(runtime: &Runtime, mut options: CreateOptions) -> Result<Cr
         cgroup: None,
         pid: None,
     };
-    let result = make(runtime, options, &spec, plan, hooks, &mut making);
+    let result = make(runtime, options, (&spec, bundle), plan, hooks, &mut making);
     match result {
         Ok(mut created) => {
             created.warnings.splice(0..0, warnings);
@@ -69,13 +70,13 @@ pub(crate) fn create(runtime: &Runtime, mut options: CreateOptions) -> Result<Cr
 fn make(
     runtime: &Runtime,
     options: CreateOptions,
-    spec: &Spec,
+    (spec, bundle): (&Spec, PathBuf),
     plan: InitPlan,
     hooks: HookPlan,
     making: &mut Making<'_>,
 ) -> Result<Created, CreateError> {
     let folder = making.folder;
-    let mut record = record(&options, spec, &plan, &hooks, runtime.driver())?;
+    let mut record = record((&options.id, bundle), spec, &plan, &hooks, runtime.driver())?;
     folder.write(&record)?;
     let filter = match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
         Some(profile) => Some(seccomp::compile_cached(
@@ -103,7 +104,7 @@ fn make(
         hooks,
         state: record.hook_state(Status::Creating, 0),
         start: listen(folder)?,
-        lock: folder.lock()?,
+        lock: Some(folder.lock()?),
         no_pivot: options.no_pivot,
         new_keyring: !options.no_new_keyring,
         preserve_fds: options.preserve_fds,
@@ -300,7 +301,7 @@ fn intermediate(arguments: InitArguments, child: &Child) -> Result<(), StepError
 }
 
 fn record(
-    options: &CreateOptions,
+    (id, bundle): (&str, PathBuf),
     spec: &Spec,
     plan: &InitPlan,
     hooks: &HookPlan,
@@ -314,12 +315,12 @@ fn record(
         .collect();
     let process = spec.process().clone();
     Ok(Record {
-        id: options.id.clone(),
-        bundle: absolute(&options.bundle)?,
+        id: id.to_owned(),
+        bundle,
         rootfs: plan.rootfs.clone(),
         created: crate::state::now(),
         annotations,
-        cgroup: cgroup::path(spec, &options.id, driver),
+        cgroup: cgroup::path(spec, id, driver),
         phase: Phase::Creating,
         namespaces: plan.namespaces.all(),
         own_pid_namespace: plan.namespaces.is_new(libc::CLONE_NEWPID),
@@ -380,17 +381,23 @@ pub(crate) fn streams(stdio: Stdio) -> Result<Streams, StepError> {
     })
 }
 
-/// A socket's path must be short, and containers' names may be long: through the folder's descriptor it always is.
 fn listen(folder: &Folder) -> Result<UnixListener, StepError> {
     let what = || format!("listen in `{}`", folder.path().display());
-    let opened = open::place(folder.path()).to(what)?;
-    let path = short_path(&opened, &folder.start_socket());
-    UnixListener::bind(path).to(what)
+    at_start_socket(folder, |path| UnixListener::bind(path)).to(what)
 }
 
-pub(crate) fn short_path(folder: &OwnedFd, path: &Path) -> PathBuf {
+/// Does something with the path of the socket that init waits at. Such a path must be short, and containers' names may
+/// be long: through the folder's descriptor it always is.
+pub(crate) fn at_start_socket<T>(folder: &Folder, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    /// The kernel's `sun_path`, with its NUL.
+    const LONGEST: usize = 107;
+    let path = folder.start_socket();
+    if path.as_os_str().len() <= LONGEST {
+        return act(&path);
+    }
+    let opened = open::place(folder.path())?;
     let name = path.file_name().unwrap_or_default();
-    PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name)
+    act(&PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd())).join(name))
 }
 
 /// Best effort, in an order that leaves the record until everything else is gone.

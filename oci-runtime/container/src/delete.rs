@@ -38,25 +38,29 @@ pub(crate) fn delete(runtime: &Runtime, id: &str, force: bool) -> Result<Vec<Str
             status,
         });
     }
-    remove(runtime, &folder, &record)
+    remove(runtime, &folder, &record, status)
 }
 
-fn remove(runtime: &Runtime, folder: &Folder, record: &Record) -> Result<Vec<String>, DeleteError> {
+fn remove(
+    runtime: &Runtime,
+    folder: &Folder,
+    record: &Record,
+    status: Status,
+) -> Result<Vec<String>, DeleteError> {
     // Init first, through its pidfd; what is left in the cgroup (all of it, without a PID namespace) after that.
     let alive = record
         .init()
+        .filter(|_| status != Status::Stopped)
         .and_then(|(pid, started)| process_table::alive(pid, started));
     if let Some(alive) = &alive {
         let _ = process::pidfd_send_signal(alive.pidfd.as_fd(), libc::SIGKILL);
     }
     let cgroup = Cgroup::new(&record.cgroup, runtime.driver())?;
-    if cgroup.exists() {
-        let leftovers = alive.is_some() || !record.own_pid_namespace || record.init().is_none();
-        if leftovers {
-            cgroup.kill_all()?;
-            // A frozen process can't die.
-            let _ = cgroup.thaw();
-        }
+    let leftovers = alive.is_some() || !record.own_pid_namespace || record.init().is_none();
+    if leftovers && cgroup.exists() {
+        cgroup.kill_all()?;
+        // A frozen process can't die.
+        let _ = cgroup.thaw();
     }
     if let (Some(alive), Some((pid, _))) = (&alive, record.init()) {
         let millis = u32::try_from(END_WITHIN_SECONDS * 1000).unwrap_or(u32::MAX);

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -33,17 +33,22 @@ impl Inside<'_> {
         self.make(path, MAX_LINKS, &make_dir_at)
     }
 
+    /// The folder, made with missing parents if it isn't there; `ENOTDIR` when the last component is anything else, a
+    /// symbolic link to a folder too.
+    pub(crate) fn make_real_dir(self, path: &Path) -> io::Result<OwnedFd> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        match self.open(path, flags) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+        self.make_dir(path)?;
+        // Once more, as somebody may have put something else there meanwhile.
+        self.open(path, flags)
+    }
+
     /// The file, made empty with missing parents if it isn't there.
     pub(crate) fn make_file(self, path: &Path) -> io::Result<OwnedFd> {
         self.make(path, MAX_LINKS, &make_file_at)
-    }
-
-    /// The folder that a path's last component is in, and that component.
-    pub(crate) fn parent_of(self, path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        };
-        Ok((self.make(parent, MAX_LINKS, &make_dir_at)?, name.into()))
     }
 
     fn make(
@@ -65,13 +70,15 @@ impl Inside<'_> {
             Ok(()) | Err(nix::Error::EEXIST) => {}
             Err(e) => return Err(e.into()),
         }
-        let made = open::openat2(
-            folder.as_fd(),
-            name,
-            libc::O_PATH | libc::O_NOFOLLOW,
-            0,
-            open::RESOLVE_BENEATH,
-        )?;
+        let look = |flags| {
+            let flags = libc::O_PATH | libc::O_NOFOLLOW | flags;
+            open::openat2(folder.as_fd(), name, flags, 0, open::RESOLVE_BENEATH)
+        };
+        // Almost always a folder was wanted and is there, and this tells at once.
+        if let Ok(made) = look(libc::O_DIRECTORY) {
+            return Ok(made);
+        }
+        let made = look(0)?;
         if !open::facts(made.as_fd())?.is_symlink() {
             return Ok(made);
         }

@@ -7,10 +7,8 @@ use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use oci_runtime_sys::open;
-
 use crate::context::Context as _;
-use crate::create::short_path;
+use crate::create::at_start_socket;
 use crate::state::Status;
 use crate::store::Folder;
 use crate::{Runtime, StartError, StepError, hooks};
@@ -22,13 +20,12 @@ pub(crate) fn start(runtime: &Runtime, id: &str) -> Result<Vec<String>, StartErr
     let folder = Folder::new(runtime.root(), id)?;
     let record = folder.read()?;
     let refuse = |status| Err(StartError::WrongState { status });
-    if !folder.is_locked() {
-        return refuse(runtime.status_of(&folder, &record));
+    if record.init().is_none() {
+        return refuse(Status::Creating);
     }
-    let opened = open::place(folder.path()).to(|| "open the container's folder")?;
-    let mut stream = match UnixStream::connect(short_path(&opened, &folder.start_socket())) {
+    let mut stream = match at_start_socket(&folder, |path| UnixStream::connect(path)) {
         Ok(stream) => stream,
-        // Somebody else's start was first, or it is still being created.
+        // Somebody else's start was first, or it has ended.
         Err(e)
             if matches!(
                 e.kind(),

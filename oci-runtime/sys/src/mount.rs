@@ -107,6 +107,12 @@ fn set(
 #[derive(Debug)]
 pub struct FsContext(OwnedFd);
 
+impl From<FsContext> for OwnedFd {
+    fn from(context: FsContext) -> Self {
+        context.0
+    }
+}
+
 const FSCONFIG_SET_FLAG: u32 = 0;
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_SET_FD: u32 = 5;
@@ -191,7 +197,7 @@ impl FsContext {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn mount(self, attributes: u64) -> io::Result<OwnedFd> {
+    pub fn mount(&self, attributes: u64) -> io::Result<OwnedFd> {
         // SAFETY: takes numbers only. 1 is FSMOUNT_CLOEXEC.
         owned(unsafe {
             libc::syscall(

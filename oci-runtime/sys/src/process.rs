@@ -273,12 +273,15 @@ pub fn is_sealed(fd: BorrowedFd<'_>) -> bool {
     seals >= 0 && seals & ALL_SEALS == ALL_SEALS
 }
 
-/// An empty signal mask.
-pub fn unblock_signals() {
+/// Signals as a new program expects them: none blocked, and SIGPIPE, which every Rust program ignores from its start
+/// on, ending it again. What the caller itself was started with ignored stays so.
+pub fn restore_signals() {
     // SAFETY: the set is initialized by sigemptyset before it's used, and lives through both calls.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
     }
+    // SAFETY: the default action runs no code of this process.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }

@@ -1,7 +1,7 @@
 //! Device files and the links of `/dev`.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::libc;
@@ -9,19 +9,22 @@ use nix::sys::stat::{Mode, SFlag, mknodat};
 use nix::unistd::{Gid, Uid};
 use oci_runtime_sys::{mount, open};
 
+use super::leave_open;
 use super::rootfs::Prepared;
 use crate::StepError;
 use crate::context::Context as _;
 use crate::inside::Inside;
 use crate::plan::DevicePlan;
 
-/// Makes the devices, or binds the host's where a user namespace can't make any.
+/// Makes the devices, or binds the host's where a user namespace can't make any; and the links of `/dev`.
 pub(super) fn make(
     root: BorrowedFd<'_>,
     devices: &[DevicePlan],
     prepared: &Prepared,
 ) -> Result<(), StepError> {
     let inside = Inside(root);
+    // Nearly all are in one folder, which is looked up once.
+    let mut folder: Option<(&Path, OwnedFd)> = None;
     for (index, device) in devices.iter().enumerate() {
         let what = || format!("make the device `{}`", device.path.display());
         let bound = prepared.device(index);
@@ -30,28 +33,41 @@ pub(super) fn make(
             mount::move_to(host, target.as_fd()).to(what)?;
             continue;
         }
-        make_node(inside, device)?;
+        let (Some(parent), Some(name)) = (device.path.parent(), device.path.file_name()) else {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL)).to(what);
+        };
+        let open = match folder.take().filter(|(known, _)| *known == parent) {
+            Some((_, open)) => open,
+            None => inside.make_dir(parent).to(what)?,
+        };
+        make_node(open.as_fd(), Path::new(name), device)?;
+        folder = Some((parent, open));
     }
+    let dev = match folder.take().filter(|(known, _)| *known == Path::new("/dev")) {
+        Some((_, open)) => open,
+        None => inside.make_dir(Path::new("/dev")).to(|| "open /dev")?,
+    };
+    link(inside, dev.as_fd())?;
+    leave_open(dev);
     Ok(())
 }
 
-fn make_node(inside: Inside<'_>, device: &DevicePlan) -> Result<(), StepError> {
+fn make_node(folder: BorrowedFd<'_>, name: &Path, device: &DevicePlan) -> Result<(), StepError> {
     let what = || format!("make the device `{}`", device.path.display());
-    let (folder, name) = inside.parent_of(&device.path).to(what)?;
     let raw = Some(folder.as_raw_fd());
     let kind = SFlag::from_bits_truncate(device.kind);
     let mode = Mode::from_bits_truncate(device.mode);
     let number = nix::sys::stat::makedev(device.major, device.minor);
-    match mknodat(raw, &name, kind, mode, number) {
+    match mknodat(raw, name, kind, mode, number) {
         Ok(()) => {}
-        Err(nix::Error::EEXIST) => return same(folder.as_fd(), &name, device).to(what),
+        Err(nix::Error::EEXIST) => return same(folder, name, device).to(what),
         Err(e) => return Err(e).to(what),
     }
     // The umask is 0 while the root is built, so the mode is as asked for.
     if (device.uid, device.gid) != (0, 0) {
         let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
         let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-        nix::unistd::fchownat(raw, &name, Some(uid), Some(gid), flags).to(what)?;
+        nix::unistd::fchownat(raw, name, Some(uid), Some(gid), flags).to(what)?;
     }
     Ok(())
 }
@@ -75,16 +91,15 @@ fn same(folder: BorrowedFd<'_>, name: &Path, device: &DevicePlan) -> io::Result<
 }
 
 /// The links that every container's `/dev` has.
-pub(super) fn link(root: BorrowedFd<'_>) -> Result<(), StepError> {
+fn link(inside: Inside<'_>, dev: BorrowedFd<'_>) -> Result<(), StepError> {
     let what = || "make the links in /dev";
-    let dev = Inside(root).make_dir(Path::new("/dev")).to(what)?;
     let mut links = vec![
         ("/proc/self/fd", "fd"),
         ("/proc/self/fd/0", "stdin"),
         ("/proc/self/fd/1", "stdout"),
         ("/proc/self/fd/2", "stderr"),
     ];
-    if Inside(root).place(Path::new("/proc/kcore")).is_ok() {
+    if inside.place(Path::new("/proc/kcore")).is_ok() {
         links.push(("/proc/kcore", "core"));
     }
     for (target, name) in links {
@@ -93,14 +108,13 @@ pub(super) fn link(root: BorrowedFd<'_>) -> Result<(), StepError> {
             Err(e) => return Err(e).to(what),
         }
     }
-    // The image's own ptmx would be that of another devpts.
-    match nix::unistd::unlinkat(
-        Some(dev.as_raw_fd()),
-        "ptmx",
-        nix::unistd::UnlinkatFlags::NoRemoveDir,
-    ) {
-        Ok(()) | Err(nix::Error::ENOENT) => {}
-        Err(e) => return Err(e).to(what),
+    let link_ptmx = || nix::unistd::symlinkat("pts/ptmx", Some(dev.as_raw_fd()), "ptmx");
+    match link_ptmx() {
+        Err(nix::Error::EEXIST) => {}
+        other => return other.to(what),
     }
-    nix::unistd::symlinkat("pts/ptmx", Some(dev.as_raw_fd()), "ptmx").to(what)
+    // The image's own would be that of another devpts.
+    let flag = nix::unistd::UnlinkatFlags::NoRemoveDir;
+    nix::unistd::unlinkat(Some(dev.as_raw_fd()), "ptmx", flag).to(what)?;
+    link_ptmx().to(what)
 }

@@ -195,6 +195,8 @@ fn try_become(plan: &ProcessPlan, filter: Option<&Filter>, preserve_fds: u32) ->
     // Nothing that is open by accident may reach the program, nor be its way out (a folder of the host as cwd).
     process::close_on_exec_from(3u32.saturating_add(preserve_fds)).to(|| "close descriptors at exec")?;
     let entered = enter_cwd(plan)?;
+    // Before the filter, which may not allow asking.
+    verify_cwd()?;
     if plan.no_new_privileges {
         process::set_no_new_privs().to(|| "set no_new_privs")?;
     } else if let Some(filter) = filter {
@@ -204,11 +206,11 @@ fn try_become(plan: &ProcessPlan, filter: Option<&Filter>, preserve_fds: u32) ->
     set_credentials(&plan.credentials)?;
     if !entered {
         unistd::chdir(&plan.cwd).to(|| format!("enter process.cwd `{}`", plan.cwd.display()))?;
+        verify_cwd()?;
     }
-    verify_cwd()?;
     let program = find_program(plan)?;
     let path = CString::new(program.as_os_str().as_bytes()).map_err(|e| StepError::other(e.to_string()))?;
-    process::unblock_signals();
+    process::restore_signals();
     if let (true, Some(filter)) = (plan.no_new_privileges, filter) {
         load(filter)?;
     }

@@ -8,6 +8,7 @@ use nix::libc;
 use oci_runtime_sys::mount::{self, Attributes, FsContext};
 use oci_runtime_sys::open;
 
+use super::leave_open;
 use crate::StepError;
 use crate::context::Context as _;
 use crate::inside::Inside;
@@ -21,7 +22,8 @@ pub(super) fn mask(root: BorrowedFd<'_>, paths: &[impl AsRef<Path>]) -> Result<(
         let Some(target) = present(root, path)? else {
             continue;
         };
-        let cover = if open::facts(target.as_fd()).to(what)?.is_dir() {
+        let is_dir = open::facts(target.as_fd()).to(what)?.is_dir();
+        let cover = if is_dir {
             match &empty {
                 // One tmpfs is enough: the same nothing, seen at several places.
                 Some(first) => mount::clone_tree(first.as_fd(), false).to(what)?,
@@ -35,10 +37,14 @@ pub(super) fn mask(root: BorrowedFd<'_>, paths: &[impl AsRef<Path>]) -> Result<(
             mount::clone_tree(null, false).to(what)?
         };
         mount::move_to(cover.as_fd(), target.as_fd()).to(what)?;
-        if empty.is_none() && open::facts(cover.as_fd()).to(what)?.is_dir() {
+        leave_open(target);
+        if is_dir && empty.is_none() {
             empty = Some(cover);
+        } else {
+            leave_open(cover);
         }
     }
+    null.into_iter().chain(empty).for_each(leave_open);
     Ok(())
 }
 
@@ -56,6 +62,8 @@ pub(super) fn make_readonly(root: BorrowedFd<'_>, paths: &[impl AsRef<Path>]) ->
         let copy = mount::clone_tree(target.as_fd(), true).to(what)?;
         mount::set_attributes(copy.as_fd(), readonly, true).to(what)?;
         mount::move_to(copy.as_fd(), target.as_fd()).to(what)?;
+        leave_open(copy);
+        leave_open(target);
     }
     Ok(())
 }
@@ -90,7 +98,9 @@ fn empty_folder() -> io::Result<OwnedFd> {
     tmpfs.string("nr_blocks", "1")?;
     tmpfs.string("nr_inodes", "1")?;
     tmpfs.create()?;
-    tmpfs.mount(
+    let folder = tmpfs.mount(
         libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
-    )
+    )?;
+    leave_open(tmpfs.into());
+    Ok(folder)
 }

@@ -13,14 +13,14 @@ mod rootfs;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd as _, AsRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use nix::libc;
 use nix::unistd;
 use oci_runtime_cgroups::AttachFds;
-use oci_runtime_sys::{clone, net, open, process};
+use oci_runtime_sys::{clone, net, open, process, stage};
 
 pub(crate) use console::Streams;
 use finish::{become_process, find_program};
@@ -51,7 +51,7 @@ pub(crate) struct InitArguments {
     /// Accepts one connection: start.
     pub(crate) start: UnixListener,
     /// Held locked until `execve`: that is how others know that it hasn't come yet.
-    pub(crate) lock: File,
+    pub(crate) lock: Option<File>,
     pub(crate) no_pivot: bool,
     pub(crate) new_keyring: bool,
     pub(crate) preserve_fds: u32,
@@ -67,14 +67,16 @@ pub(crate) fn run(mut arguments: InitArguments, channel: Child) -> ! {
         let pid = format!("\"pid\":{}", pid.display());
         arguments.state = arguments.state.replacen("\"pid\":0", &pid, 1);
     }
-    let lock = arguments.lock.try_clone();
-    let prepared = prepare(&arguments, &channel);
-    let stream = prepared.and_then(|()| {
-        channel.ready()?;
-        wait_for_start(&arguments)
-    });
-    let mut stream = match stream {
-        Ok(stream) => stream,
+    let lock = arguments.lock.take();
+    let ready = prepare(&arguments, &channel)
+        .and_then(|()| Ready::new(arguments, &channel, lock.as_ref()))
+        .and_then(|ready| {
+            channel.ready()?;
+            let (stream, _) = ready.start.accept().to(|| "wait for start")?;
+            Ok((ready, stream))
+        });
+    let (ready, mut stream) = match ready {
+        Ok(ready) => ready,
         Err(error) => {
             channel.failed(error);
             clone::exit_now(1);
@@ -82,12 +84,63 @@ pub(crate) fn run(mut arguments: InitArguments, channel: Child) -> ! {
     };
     // The runtime that created the container may be long gone; from here on whoever starts it is told.
     drop(channel);
-    let error = start(arguments);
+    let error = start(ready);
     if let Ok(bytes) = serde_json::to_vec(&error) {
         let _ = stream.write_all(&bytes);
     }
     drop(lock);
     clone::exit_now(1)
+}
+
+/// What init keeps from being ready until `execve`.
+struct Ready {
+    plan: InitPlan,
+    filter: Option<Filter>,
+    hooks: HookPlan,
+    state: String,
+    start: UnixListener,
+    preserve_fds: u32,
+}
+
+impl Ready {
+    /// Closes every other descriptor, in a few calls: those of building, and whatever this process was started with.
+    fn new(arguments: InitArguments, channel: &Child, lock: Option<&File>) -> Result<Self, StepError> {
+        let InitArguments {
+            plan,
+            filter,
+            hooks,
+            state,
+            start,
+            preserve_fds,
+            prepared,
+            streams,
+            cgroup,
+            ..
+        } = arguments;
+        let mut keep = vec![channel.socket().as_raw_fd(), start.as_raw_fd()];
+        keep.extend(lock.map(File::as_raw_fd));
+        keep.extend((3..).take(preserve_fds as usize));
+        // Closed by their numbers below.
+        let _built_with = std::mem::ManuallyDrop::new((prepared, streams, cgroup));
+        stage::close_all_but(&keep).to(|| "close the descriptors that built the container")?;
+        Ok(Self {
+            plan,
+            filter,
+            hooks,
+            state,
+            start,
+            preserve_fds,
+        })
+    }
+}
+
+/// Leaves a descriptor to be closed with all others when init is ready, see [`Ready`]. A high number is closed at once,
+/// so that a container with hundreds of mounts needs no more descriptors than one with few.
+fn leave_open(fd: OwnedFd) {
+    const FEW: i32 = 128;
+    if fd.as_raw_fd() < FEW {
+        let _ = fd.into_raw_fd();
+    }
 }
 
 fn prepare(arguments: &InitArguments, channel: &Child) -> Result<(), StepError> {
@@ -190,7 +243,7 @@ pub(crate) fn join_namespaces(plan: &InitPlan) -> Result<(), StepError> {
 /// Opens a namespace's file, and nothing else.
 pub(crate) fn open_namespace(path: &Path) -> Result<OwnedFd, StepError> {
     let file = File::open(path).to(|| format!("open the namespace `{}`", path.display()))?;
-    let (magic, _) = open::file_system(file.as_fd()).to(|| format!("look at `{}`", path.display()))?;
+    let magic = open::magic(file.as_fd()).to(|| format!("look at `{}`", path.display()))?;
     // A process's namespace opens as a file of nsfs; so does a pinned one.
     if magic != open::NSFS_MAGIC {
         return Err(StepError::new(
@@ -269,22 +322,16 @@ fn write_proc(path: &str, value: &str) -> Result<(), StepError> {
     File::from(file).write_all(value.as_bytes()).to(what)
 }
 
-fn wait_for_start(arguments: &InitArguments) -> Result<UnixStream, StepError> {
-    let (stream, _) = arguments.start.accept().to(|| "wait for start")?;
-    Ok(stream)
-}
-
 /// After start was asked for. Only returns when it failed.
-fn start(arguments: InitArguments) -> StepError {
-    let InitArguments {
+fn start(ready: Ready) -> StepError {
+    let Ready {
         plan,
         filter,
         hooks,
         state,
         start,
         preserve_fds,
-        ..
-    } = arguments;
+    } = ready;
     // Whoever asks to start it once more is refused.
     drop(start);
     let state = state.replacen("\"creating\"", "\"created\"", 1);

@@ -13,7 +13,7 @@ use nix::unistd;
 use oci_runtime_sys::mount::{self, Attributes, FsContext};
 use oci_runtime_sys::open;
 
-use super::{InitArguments, console, devices, mask, run_hooks};
+use super::{InitArguments, console, devices, leave_open, mask, run_hooks};
 use crate::context::Context as _;
 use crate::handshake::Child;
 use crate::inside::Inside;
@@ -62,7 +62,6 @@ pub(super) fn build(arguments: &InitArguments, channel: &Child) -> Result<(), St
     }
     if !plan.mounts.iter().any(binds_dev) {
         devices::make(root, &plan.devices, &arguments.prepared)?;
-        devices::link(root)?;
     }
     arguments.streams.install(&plan.process, Some(root), channel)?;
     if arguments.streams.is_terminal() {
@@ -103,6 +102,7 @@ fn attach_root<'a>(prepared: &'a Prepared) -> Result<BorrowedFd<'a>, StepError> 
     let root = prepared.root.as_ref().map(OwnedFd::as_fd);
     let root = root.ok_or_else(|| StepError::other("the rootfs was not opened"))?;
     mount::move_to(root, slash.as_fd()).to(|| "mount the rootfs")?;
+    leave_open(slash);
     Ok(root)
 }
 
@@ -133,7 +133,10 @@ fn mount_one(
                 FreshError::Told(e, told) => StepError::io(what(), format!("{e} ({told})")),
             })?;
             finish_mount(tree.as_fd(), entry, what)?;
-            mount::move_to(tree.as_fd(), target.as_fd()).to(what)
+            mount::move_to(tree.as_fd(), target.as_fd()).to(what)?;
+            leave_open(tree);
+            leave_open(target);
+            Ok(())
         }
     }
 }
@@ -147,7 +150,9 @@ fn attach_bind(root: BorrowedFd<'_>, entry: &MountPlan, tree: BorrowedFd<'_>) ->
         inside.make_file(&entry.destination)
     };
     let target = target.to(|| format!("make the mount point `{}`", entry.destination.display()))?;
-    mount::move_to(tree, target.as_fd()).to(what)
+    mount::move_to(tree, target.as_fd()).to(what)?;
+    leave_open(target);
+    Ok(())
 }
 
 /// Where a file system goes. procfs and sysfs must be at real folders: a link would let the image choose another
@@ -155,22 +160,19 @@ fn attach_bind(root: BorrowedFd<'_>, entry: &MountPlan, tree: BorrowedFd<'_>) ->
 fn folder(root: BorrowedFd<'_>, path: &Path, kind: &str) -> Result<OwnedFd, StepError> {
     let what = || format!("make the mount point `{}`", path.display());
     let inside = Inside(root);
-    if kind == "proc" || kind == "sysfs" {
-        let (parent, name) = inside.parent_of(path).to(what)?;
-        let flags = libc::O_PATH | libc::O_NOFOLLOW;
-        if let Ok(there) = open::openat2(parent.as_fd(), &name, flags, 0, open::RESOLVE_BENEATH)
-            && !open::facts(there.as_fd()).to(what)?.is_dir()
-        {
-            return Err(StepError::new(
-                ErrorKind::Invalid,
-                format!(
-                    "{kind} must be mounted on an ordinary folder, and `{}` in the rootfs is none",
-                    path.display()
-                ),
-            ));
-        }
+    if kind != "proc" && kind != "sysfs" {
+        return inside.make_dir(path).to(what);
     }
-    inside.make_dir(path).to(what)
+    match inside.make_real_dir(path) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP)) => Err(StepError::new(
+            ErrorKind::Invalid,
+            format!(
+                "{kind} must be mounted on an ordinary folder, and `{}` in the rootfs is none",
+                path.display()
+            ),
+        )),
+        other => other.to(what),
+    }
 }
 
 enum FreshError {
@@ -204,7 +206,9 @@ fn make_fresh(
         set.map_err(|e| told(&context, io::Error::other(format!("option `{key}`: {e}"))))?;
     }
     context.create().map_err(|e| told(&context, e))?;
-    Ok(context.mount(attributes)?)
+    let tree = context.mount(attributes)?;
+    leave_open(context.into());
+    Ok(tree)
 }
 
 /// Attributes and propagation, while the mount is still detached.
@@ -285,6 +289,9 @@ fn mount_cgroups(root: BorrowedFd<'_>, entry: &MountPlan, trees: &[CgroupTree]) 
 
 /// The folder that the process starts in, made while the root can still be written to.
 fn make_cwd(root: BorrowedFd<'_>, cwd: &Path) -> Result<(), StepError> {
+    if cwd == Path::new("/") {
+        return Ok(());
+    }
     match Inside(root).make_dir(&crate::plan::clean(cwd)) {
         Ok(_) => Ok(()),
         // A root that is read-only already, or a file in the way: entering it will tell.
@@ -311,6 +318,8 @@ fn pivot_into(root: BorrowedFd<'_>) -> Result<(), StepError> {
     unistd::fchdir(old.as_raw_fd()).to(|| "change into the old root")?;
     mount::set_top_propagation(Path::new("."), libc::MS_SLAVE).to(what)?;
     mount::detach(Path::new(".")).to(|| "unmount the old root")?;
+    leave_open(old);
+    leave_open(new);
     unistd::chdir("/").to(what)
 }
 
