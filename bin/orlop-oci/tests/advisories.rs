@@ -1,5 +1,5 @@
 //! The ways out of containers that runc's advisories describe, each shut.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod bundle;
 
@@ -118,4 +118,35 @@ fn cve_2025_52881_writes_to_proc_go_to_procfs() {
     assert_eq!(score.trim(), "321");
     // An exec takes its writes from the host's procfs, too.
     assert_eq!(bundle.good(&["exec", &bundle.id, "echo", "ok"]), "ok\n");
+}
+
+/// CVE-2026-41579: /dev in the image is a link out of it, and the standard links and devices are made, and the image's
+/// ptmx removed, where it points to.
+#[test]
+fn cve_2026_41579_dev_is_looked_up_inside_the_image() {
+    for relative in [false, true] {
+        let mut bundle = Bundle::new("echo x > /dev/null && readlink /dev/ptmx && readlink /dev/stdin");
+        let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+        mounts.retain(|m| !m["destination"].as_str().unwrap().starts_with("/dev"));
+        bundle.config["root"]["readonly"] = json!(false);
+        let outside = bundle.folder.join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("ptmx"), "host's").unwrap();
+        fs::remove_dir(bundle.rootfs().join("dev")).unwrap();
+        let target = if relative {
+            "../outside".into()
+        } else {
+            outside.clone()
+        };
+        symlink(target, bundle.rootfs().join("dev")).unwrap();
+        let entries = || fs::read_dir(&outside).unwrap().count();
+        assert_eq!(bundle.run(), "pts/ptmx\n/proc/self/fd/0\n");
+        assert_eq!(entries(), 1, "relative: {relative}");
+        // The same in two steps.
+        bundle.create();
+        bundle.good(&["start", &bundle.id]);
+        bundle.wait_for("stopped");
+        assert_eq!(entries(), 1, "relative: {relative}");
+        assert_eq!(fs::read_to_string(outside.join("ptmx")).unwrap(), "host's");
+    }
 }

@@ -1,5 +1,5 @@
 //! containerd (Debian's) with orlop-oci as its runtime, in namespaces that end with the test.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod bundle;
 

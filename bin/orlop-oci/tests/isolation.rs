@@ -1,5 +1,5 @@
 //! What a container can and can't see and do.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod bundle;
 
@@ -473,4 +473,71 @@ fn mounts_propagate_as_asked_and_no_further() {
         .unwrap();
     let (out, err) = texts(&output);
     assert_eq!(out, "/shared/in\n/slave/in\ndone\n1\n0\n", "{err}");
+}
+
+#[test]
+fn a_container_has_a_session_keyring_of_its_own_unless_told_otherwise() {
+    for (option, expected) in [(None, "1\n"), (Some("--no-new-keyring"), "0\n")] {
+        // A keyring goes some time after its last process, so each has a name of its own.
+        let mut bundle = Bundle::new("grep -c _ses.$ID: /proc/keys");
+        bundle.config["linux"]["maskedPaths"] = json!([]);
+        bundle.config["process"]["env"] = json!(["PATH=/bin", format!("ID={}", bundle.id)]);
+        let mut line = vec!["run"];
+        line.extend(option);
+        line.push(&bundle.id);
+        let output = bundle.call(&line);
+        assert_eq!(texts(&output).0, expected, "{option:?}: {}", texts(&output).1);
+    }
+}
+
+#[test]
+fn the_io_priority_is_set() {
+    let mut bundle = Bundle::new("ionice");
+    for (class, priority, told) in [
+        ("IOPRIO_CLASS_IDLE", 0, "idle"),
+        ("IOPRIO_CLASS_BE", 6, "best-effort: prio 6\n"),
+    ] {
+        bundle.config["process"]["ioPriority"] = json!({ "class": class, "priority": priority });
+        assert!(bundle.run().starts_with(told), "{class}");
+    }
+    bundle.config["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 });
+    assert!(bundle.bad(&["run", &bundle.id]).contains("ioPriority"));
+}
+
+#[test]
+fn a_cgroup_mount_shows_the_container_s_own_cgroup() {
+    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let (folder, limit) = if unified {
+        ("", "pids.max")
+    } else {
+        ("/pids", "pids.max")
+    };
+    let mut bundle = Bundle::new(&format!(
+        "cd /sys/fs/cgroup{folder}; cat {limit} cgroup.procs | head -2; mkdir x 2>&1; echo 5 2>&1 > {limit}"
+    ));
+    bundle.config["linux"]["resources"]["pids"] = json!({ "limit": 77 });
+    let output = bundle.call(&["run", &bundle.id]);
+    let (out, err) = texts(&output);
+    assert!(out.starts_with("77\n1\n"), "{out}{err}");
+    assert_eq!((out + &err).matches("Read-only file system").count(), 2, "{err}");
+    // Without `ro` and with a right to it, a container may divide its cgroup.
+    let mut bundle = Bundle::new(&format!(
+        "cd /sys/fs/cgroup{folder} && mkdir x && echo $$ > x/cgroup.procs && cat x/cgroup.procs | head -1"
+    ));
+    for mount in bundle.config["mounts"].as_array_mut().unwrap() {
+        if mount["type"] == "cgroup" {
+            mount["options"] = json!(["nosuid", "noexec", "nodev"]);
+        }
+    }
+    assert_eq!(bundle.run(), "1\n");
+    if !unified {
+        // Every hierarchy has its folder, and each controller a name.
+        let bundle = Bundle::new("ls /sys/fs/cgroup");
+        let out = bundle.run();
+        let shown: Vec<&str> = out.lines().collect();
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let name = hierarchy.file_name().into_string().unwrap();
+            assert!(shown.contains(&name.as_str()), "{name} is missing: {shown:?}");
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! The life of a container, through the command line, as containerd and people drive it.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod bundle;
 

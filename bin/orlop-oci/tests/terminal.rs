@@ -1,5 +1,5 @@
 //! Terminals: over a console socket as containerd takes them, and in the foreground.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod bundle;
 

@@ -1,5 +1,10 @@
 //! A bundle made from busybox, with a runtime root and a cgroup of its own; dropped, it proves that nothing is left.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "a module of several test programs, none of which uses all of it"
+)]
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,7 +18,7 @@ use serde_json::{Value, json};
 const APPLETS: &[&str] = &[
     "sh", "true", "false", "ls", "cat", "id", "mount", "ps", "sleep", "echo", "env", "pwd", "stat",
     "hostname", "readlink", "head", "grep", "touch", "mkdir", "rm", "kill", "tty", "stty", "wc", "umask",
-    "chmod", "dd", "tr", "test", "ln", "sort", "cut", "uname", "date", "sysctl", "mknod",
+    "chmod", "dd", "tr", "test", "ln", "sort", "cut", "uname", "date", "sysctl", "mknod", "ionice",
 ];
 
 /// The program under test: the static one, or what `ORLOP_BIN_DIR` names.
