@@ -8,6 +8,7 @@ mod containers;
 mod create_container;
 mod events;
 mod exec_sync;
+mod handover;
 mod images;
 mod metrics;
 mod remove_container;

@@ -15,7 +15,7 @@ use cri_shim_protocol::{
     ContainerState, Create, Exec, PinNamespaces, Reply, Request, Runtime, ShimError, ShimState, VERSION,
 };
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::connection::{Connection, Reached, reach};
 use super::kill::kill_shim;
@@ -25,6 +25,8 @@ use super::{AttachStream, AttachTo, ExecHandle, OciRuntime, Shim, ShimCallError,
 const LONG: Duration = Duration::from_secs(130);
 /// For what the shim does at once.
 const SHORT: Duration = Duration::from_secs(15);
+/// How much of one shim's stage children's work may be under way: fewer than it takes, so that it is never refused.
+const MAX_STAGES: usize = 32;
 
 /// How to run shims.
 #[derive(Debug, Clone)]
@@ -188,7 +190,7 @@ impl OciRuntime for Shims {
         let connection = self.serve(sandbox, pod, stream, Some(child));
         // Not waited for: the next call finds out whether the shim works.
         connection.send("subscribe", Request::Subscribe).await?;
-        Ok(Arc::new(RealShim { connection, pid }))
+        Ok(RealShim::new(connection, pid))
     }
 
     async fn find_shim(&self, sandbox: &PodSandboxId) -> Result<Option<Arc<dyn Shim>>, ShimCallError> {
@@ -211,7 +213,7 @@ impl OciRuntime for Shims {
             return Err(ShimCallError::WrongAnswer { call: "hello" });
         };
         connection.send("subscribe", Request::Subscribe).await?;
-        Ok(Some(Arc::new(RealShim { connection, pid })))
+        Ok(Some(RealShim::new(connection, pid)))
     }
 
     async fn kill_shim(&self, sandbox: &PodSandboxId) -> Result<(), ShimCallError> {
@@ -325,24 +327,48 @@ impl OciRuntime for Shims {
 struct RealShim {
     connection: Arc<Connection>,
     pid: i32,
+    stages: Semaphore,
 }
 
 impl RealShim {
+    fn new(connection: Arc<Connection>, pid: i32) -> Arc<dyn Shim> {
+        Arc::new(Self {
+            connection,
+            pid,
+            stages: Semaphore::new(MAX_STAGES),
+        })
+    }
+
+    /// Asks for something that the shim does at once.
     async fn ask(
         &self,
         call: &'static str,
         request: Request,
-        after: Duration,
+        fds: Vec<OwnedFd>,
     ) -> Result<Reply, ShimCallError> {
-        let answer = self.connection.call(call, request, Vec::new(), after).await;
+        let answer = self.connection.call(call, request, fds, SHORT).await;
         answer.map(|(reply, _)| reply)
     }
 
-    async fn tell(&self, call: &'static str, request: Request, after: Duration) -> Result<(), ShimCallError> {
-        match self.ask(call, request, after).await? {
-            Reply::Done => Ok(()),
-            _ => Err(ShimCallError::WrongAnswer { call }),
-        }
+    /// Asks for something that the shim gives to a stage child.
+    async fn work(
+        &self,
+        call: &'static str,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(Reply, Option<OwnedFd>), ShimCallError> {
+        let timeout = |_| ShimCallError::Timeout { call, after: LONG };
+        let turn = tokio::time::timeout(LONG, self.stages.acquire()).await;
+        // The semaphore is never closed.
+        let _turn = turn.map_err(timeout)?.map_err(|_| ShimCallError::Died)?;
+        self.connection.call(call, request, fds, LONG).await
+    }
+}
+
+fn done(call: &'static str, reply: Reply) -> Result<(), ShimCallError> {
+    match reply {
+        Reply::Done => Ok(()),
+        _ => Err(ShimCallError::WrongAnswer { call }),
     }
 }
 
@@ -354,22 +380,28 @@ impl Shim for RealShim {
 
     async fn pin_namespaces(&self, request: PinNamespaces) -> Result<Option<i32>, ShimCallError> {
         let call = "pin namespaces";
-        match self.ask(call, Request::PinNamespaces(request), LONG).await? {
-            Reply::Pinned { init_pid } => Ok(init_pid),
+        match self
+            .work(call, Request::PinNamespaces(request), Vec::new())
+            .await?
+        {
+            (Reply::Pinned { init_pid }, _) => Ok(init_pid),
             _ => Err(ShimCallError::WrongAnswer { call }),
         }
     }
 
     async fn create(&self, request: Create) -> Result<i32, ShimCallError> {
-        match self.ask("create", Request::Create(request), LONG).await? {
-            Reply::Created { pid } => Ok(pid),
+        match self.work("create", Request::Create(request), Vec::new()).await? {
+            (Reply::Created { pid }, _) => Ok(pid),
             _ => Err(ShimCallError::WrongAnswer { call: "create" }),
         }
     }
 
     async fn start(&self, container: &str) -> Result<(), ShimCallError> {
         let container = container.to_owned();
-        self.tell("start", Request::Start { container }, LONG).await
+        let (reply, _) = self
+            .work("start", Request::Start { container }, Vec::new())
+            .await?;
+        done("start", reply)
     }
 
     async fn kill(&self, container: &str, signal: i32, all: bool) -> Result<(), ShimCallError> {
@@ -379,22 +411,23 @@ impl Shim for RealShim {
             signal,
             all,
         };
-        self.tell("kill", request, if all { LONG } else { SHORT }).await
+        let reply = match all {
+            true => self.work("kill", request, Vec::new()).await?.0,
+            false => self.ask("kill", request, Vec::new()).await?,
+        };
+        done("kill", reply)
     }
 
     async fn delete(&self, container: &str, force: bool) -> Result<(), ShimCallError> {
         let container = container.to_owned();
-        self.tell("delete", Request::Delete { container, force }, LONG)
-            .await
+        let request = Request::Delete { container, force };
+        done("delete", self.work("delete", request, Vec::new()).await?.0)
     }
 
     async fn exec(&self, request: Exec, fds: Vec<OwnedFd>) -> Result<ExecHandle, ShimCallError> {
         let (container, exec) = (request.container.clone(), request.exec.clone());
         let exit = self.connection.expect_exec(&container, &exec);
-        let answer = self
-            .connection
-            .call("exec", Request::Exec(request), fds, LONG)
-            .await;
+        let answer = self.work("exec", Request::Exec(request), fds).await;
         match answer {
             Ok((Reply::ExecStarted { pid, .. }, console)) => Ok(ExecHandle { pid, console, exit }),
             other => {
@@ -411,7 +444,7 @@ impl Shim for RealShim {
             exec,
             signal,
         };
-        self.tell("kill exec", request, SHORT).await
+        done("kill exec", self.ask("kill exec", request, Vec::new()).await?)
     }
 
     async fn attach(&self, container: &str, to: AttachTo) -> Result<AttachStream, ShimCallError> {
@@ -426,14 +459,8 @@ impl Shim for RealShim {
             stdout: to.stdout,
             stderr: to.stderr,
         };
-        match self
-            .connection
-            .call("attach", request, vec![theirs], SHORT)
-            .await?
-        {
-            (Reply::Done, _) => Ok(AttachStream::new(ours)),
-            _ => Err(ShimCallError::WrongAnswer { call: "attach" }),
-        }
+        done("attach", self.ask("attach", request, vec![theirs]).await?)?;
+        Ok(AttachStream::new(ours))
     }
 
     async fn resize(&self, container: &str, width: u16, height: u16) -> Result<(), ShimCallError> {
@@ -443,23 +470,23 @@ impl Shim for RealShim {
             width,
             height,
         };
-        self.tell("resize", request, SHORT).await
+        done("resize", self.ask("resize", request, Vec::new()).await?)
     }
 
     async fn reopen_log(&self, container: &str) -> Result<(), ShimCallError> {
         let container = container.to_owned();
-        self.tell("reopen log", Request::ReopenLog { container }, SHORT)
-            .await
+        let request = Request::ReopenLog { container };
+        done("reopen log", self.ask("reopen log", request, Vec::new()).await?)
     }
 
     async fn update(&self, container: &str, resources: String) -> Result<(), ShimCallError> {
         let container = container.to_owned();
-        self.tell("update", Request::Update { container, resources }, LONG)
-            .await
+        let request = Request::Update { container, resources };
+        done("update", self.work("update", request, Vec::new()).await?.0)
     }
 
     async fn state(&self) -> Result<ShimState, ShimCallError> {
-        match self.ask("state", Request::State, SHORT).await? {
+        match self.ask("state", Request::State, Vec::new()).await? {
             Reply::State(state) => Ok(state),
             _ => Err(ShimCallError::WrongAnswer { call: "state" }),
         }
@@ -467,7 +494,10 @@ impl Shim for RealShim {
 
     async fn shutdown(&self, force: bool) -> Result<(), ShimCallError> {
         self.connection.expect_end(true);
-        match self.tell("shutdown", Request::Shutdown { force }, SHORT).await {
+        let asked = self
+            .ask("shutdown", Request::Shutdown { force }, Vec::new())
+            .await;
+        match asked.and_then(|reply| done("shutdown", reply)) {
             Ok(()) | Err(ShimCallError::Died | ShimCallError::Disconnected { .. }) => {}
             Err(error) => {
                 self.connection.expect_end(false);
