@@ -41,3 +41,4 @@ mod names;
 mod repair;
 mod snapshots;
 mod stacked;
+mod tls;

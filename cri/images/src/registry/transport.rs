@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Identity};
+use reqwest::{Certificate, Client, ClientBuilder, Identity};
 
 use super::Stamp;
 use crate::disk::Chain;
@@ -22,10 +22,13 @@ const MAX_PEM: u64 = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Settings {
     skip_verify: bool,
+    plain_http: bool,
     /// This machine is reached without a proxy.
     is_loopback: bool,
     ca: Vec<Stamp>,
     client: Vec<(Stamp, Option<Stamp>)>,
+    /// Where the system's certificates may be; they are read once per client.
+    system: Vec<Stamp>,
     /// The resolver reads it once per client.
     resolv_conf: Stamp,
     read_timeout: Duration,
@@ -36,11 +39,13 @@ impl Settings {
         let client = endpoint.client.iter();
         Self {
             skip_verify: endpoint.skip_verify,
+            plain_http: endpoint.plain_http,
             is_loopback: is_loopback(&endpoint.host),
             ca: endpoint.ca.iter().map(|path| stamp(path)).collect(),
             client: client
                 .map(|(cert, key)| (stamp(cert), key.as_deref().map(stamp)))
                 .collect(),
+            system: system_stores().iter().map(|path| stamp(path)).collect(),
             resolv_conf: stamp(Path::new("/etc/resolv.conf")),
             read_timeout,
         }
@@ -48,6 +53,25 @@ impl Settings {
 
     /// Makes the client. Proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case.
     pub(super) fn client(&self) -> Result<Client, String> {
+        let error = match self.builder()?.build() {
+            Ok(client) => return Ok(client),
+            Err(error) => Chain(&error).to_string(),
+        };
+        if !self.ca.is_empty() || self.skip_verify {
+            return Err(error);
+        }
+        // A machine without certificates of authorities: no obstacle to plain HTTP.
+        if self.plain_http
+            && let Ok(client) = self.builder()?.tls_certs_only([]).build()
+        {
+            return Ok(client);
+        }
+        Err(format!(
+            "{error}; it takes the package ca-certificates, or the key `ca` in hosts.toml"
+        ))
+    }
+
+    fn builder(&self) -> Result<ClientBuilder, String> {
         let mut builder = Client::builder()
             .user_agent(concat!("orlop/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
@@ -81,8 +105,28 @@ impl Settings {
                 identity.map_err(|error| format!("failed to parse `{}`: {error}", cert.display()))?,
             );
         }
-        builder.build().map_err(|error| Chain(&error).to_string())
+        Ok(builder)
     }
+}
+
+/// Where distributions keep the certificates of the authorities that they believe, or what the environment says instead.
+fn system_stores() -> Vec<PathBuf> {
+    let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"]
+        .into_iter()
+        .filter_map(std::env::var_os);
+    let named: Vec<PathBuf> = named.map(PathBuf::from).collect();
+    if !named.is_empty() {
+        return named;
+    }
+    [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/ssl/certs",
+        "/etc/ssl/cert.pem",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+    ]
+    .map(PathBuf::from)
+    .to_vec()
 }
 
 fn stamp(path: &Path) -> (PathBuf, Option<std::time::SystemTime>) {

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use crate::digest::Digest;
 use crate::testing::{Compression, image_of, open_at, tar_of};
 
-struct Registry {
+/// A process that serves what was pushed to it.
+pub(super) struct Registry {
     process: Child,
-    address: String,
+    pub(super) address: String,
     _dir: tempfile::TempDir,
 }
 
@@ -26,7 +27,7 @@ impl Registry {
     }
 
     /// With more lines for the `http` section.
-    async fn start_with(dir: tempfile::TempDir, http: &str) -> Self {
+    pub(super) async fn start_with(dir: tempfile::TempDir, http: &str) -> Self {
         let address = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
