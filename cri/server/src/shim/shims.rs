@@ -190,7 +190,7 @@ impl OciRuntime for Shims {
         let connection = self.serve(sandbox, pod, stream, Some(child));
         // Not waited for: the next call finds out whether the shim works.
         connection.send("subscribe", Request::Subscribe).await?;
-        Ok(RealShim::new(connection, pid))
+        Ok(RealShim::over(connection, pid))
     }
 
     async fn find_shim(&self, sandbox: &PodSandboxId) -> Result<Option<Arc<dyn Shim>>, ShimCallError> {
@@ -213,7 +213,7 @@ impl OciRuntime for Shims {
             return Err(ShimCallError::WrongAnswer { call: "hello" });
         };
         connection.send("subscribe", Request::Subscribe).await?;
-        Ok(Some(RealShim::new(connection, pid)))
+        Ok(Some(RealShim::over(connection, pid)))
     }
 
     async fn kill_shim(&self, sandbox: &PodSandboxId) -> Result<(), ShimCallError> {
@@ -331,7 +331,7 @@ struct RealShim {
 }
 
 impl RealShim {
-    fn new(connection: Arc<Connection>, pid: i32) -> Arc<dyn Shim> {
+    fn over(connection: Arc<Connection>, pid: i32) -> Arc<dyn Shim> {
         Arc::new(Self {
             connection,
             pid,
