@@ -1,6 +1,9 @@
 //! The result cache, in libcni's format: one JSON file per attachment under `<cache_dir>/results`, called
 //! `<network>-<container>-<interface>`. An entry without a result is the intent of an ADD that hasn't ended.
 //! Files appear whole or not at all; one that can't be read counts as absent.
+//!
+//! The folder is the same for every runtime on a machine that follows libcni. So entries of ours say that they are
+//! (`madeBy`, a key that libcni passes over), and what others wrote is never taken for a leftover.
 
 use std::{
     fs, io,
@@ -16,6 +19,7 @@ use serde_json::{Map, Value};
 use crate::Attachment;
 
 const KIND: &str = "cniCacheV1";
+const OURS: &str = "orlop";
 
 /// The cache can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,8 @@ struct Stored {
     /// The list's text in base64.
     config: String,
     if_name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_by: Option<String>,
     network_name: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     netns: String,
@@ -53,6 +59,8 @@ pub(crate) struct Cached {
     pub(crate) network: NetworkList,
     /// Absent when ADD didn't end.
     pub(crate) result: Option<Value>,
+    /// Whether this runtime, and no other one, made it.
+    pub(crate) ours: bool,
 }
 
 #[derive(Debug)]
@@ -88,6 +96,7 @@ impl Cache {
             container_id: attachment.container_id.clone(),
             config: STANDARD.encode(&list.source),
             if_name: attachment.ifname.clone(),
+            made_by: Some(OURS.into()),
             network_name: list.name.clone(),
             netns: attachment.netns.to_string_lossy().into_owned(),
             cni_args: attachment.args.clone(),
@@ -229,6 +238,7 @@ fn decode(bytes: &[u8]) -> Option<Cached> {
         },
         network,
         result: stored.result.filter(|result| !result.is_null()),
+        ours: stored.made_by.as_deref() == Some(OURS),
     })
 }
 
@@ -266,12 +276,21 @@ mod tests {
             value,
             json!({
                 "kind": "cniCacheV1", "containerId": "c-1", "ifName": "eth0", "networkName": "pods",
+                "madeBy": "orlop",
                 "config": STANDARD.encode(list("pods").source), "netns": "/run/netns/x",
                 "cniArgs": [["K8S_POD_NAME", "p"]], "capabilityArgs": {"cgroupPath": "/x"},
                 "result": {"cniVersion": "1.0.0"}
             })
         );
         let found = cache.find(Some("renamed"), "c-1", "eth0").unwrap().unwrap();
+        assert!(found.ours);
+        // As another runtime writes it, with names that could be read in two ways.
+        let mut other = value.clone();
+        other["containerId"] = json!("1");
+        other.as_object_mut().unwrap().remove("madeBy");
+        fs::write(dir.path().join("results/pods-c-1-eth0-1-eth0"), other.to_string()).unwrap();
+        assert!(!cache.find(None, "1", "eth0").unwrap().unwrap().ours);
+        cache.remove("pods-c-1-eth0", "1", "eth0").unwrap();
         assert_eq!(
             (found.network.name.as_str(), found.attachment),
             ("pods", attachment.clone())

@@ -251,17 +251,22 @@ impl Cni {
         Ok(())
     }
 
-    /// Removes every attachment that isn't in `valid` (container id, interface): those in the cache by DEL, then, from
-    /// CNI 1.1 on, whatever the plugins themselves still hold. The caller lists every sandbox that it intends to keep
-    /// or to create; no ADD runs meanwhile.
+    /// Removes every attachment of this runtime that isn't in `valid` (container id, interface): those in the cache by
+    /// DEL, then, from CNI 1.1 on, whatever the plugins themselves still hold for nobody. The caller lists every sandbox
+    /// that it intends to keep or to create; no ADD runs meanwhile. Attachments that another runtime has in the same
+    /// cache stay, and are valid for the plugins.
     pub fn gc(&self, valid: &[(String, String)]) -> Result<(), NetworkError> {
         let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.cache.sweep();
         let keep: BTreeSet<(&str, &str)> = valid.iter().map(|(id, ifname)| (&**id, &**ifname)).collect();
         let mut failures = Vec::new();
+        let mut foreign = Vec::new();
         for cached in self.cache.all()? {
             let a = &cached.attachment;
-            if !keep.contains(&(a.container_id.as_str(), a.ifname.as_str()))
+            if !cached.ours {
+                let owner = (a.container_id.clone(), a.ifname.clone());
+                foreign.push((cached.network.name.clone(), owner));
+            } else if !keep.contains(&(a.container_id.as_str(), a.ifname.as_str()))
                 && let Err(error) = self.del_cached(&cached)
             {
                 failures.push(format!("container {}: {}", a.container_id, chain_text(&error)));
@@ -271,7 +276,13 @@ impl Cni {
             && list.version.has_gc_and_status()
             && !list.disable_gc
         {
-            failures.extend(self.gc_plugins(&list, valid));
+            let others = foreign.into_iter().filter(|(network, _)| *network == list.name);
+            let all: Vec<_> = valid
+                .iter()
+                .cloned()
+                .chain(others.map(|(_, owner)| owner))
+                .collect();
+            failures.extend(self.gc_plugins(&list, &all));
         }
         if failures.is_empty() {
             Ok(())
@@ -338,12 +349,13 @@ impl Cni {
         Ok(listed.iter().filter_map(|v| v.as_str()?.parse().ok()).collect())
     }
 
-    /// Every attachment that was begun and not yet removed, as far as the cache knows.
+    /// Every attachment of this runtime that was begun and not yet removed, as far as the cache knows.
     pub fn cached(&self) -> Result<Vec<Attachment>, NetworkError> {
         Ok(self
             .cache
             .all()?
             .into_iter()
+            .filter(|cached| cached.ours)
             .map(|cached| cached.attachment)
             .collect())
     }

@@ -87,7 +87,12 @@ pub fn load_network(dir: &Path) -> Result<NetworkList, LoadError> {
 }
 
 fn load_file(path: &Path) -> Result<NetworkList, String> {
-    let size = fs::metadata(path).map_err(|error| error.to_string())?.len();
+    let meta = fs::metadata(path).map_err(|error| error.to_string())?;
+    // Opening a pipe would wait for somebody to write.
+    if !meta.is_file() {
+        return Err("it is no file".into());
+    }
+    let size = meta.len();
     if size > MAX_FILE {
         return Err(format!("it has {size} bytes, more than {MAX_FILE}"));
     }
@@ -122,6 +127,8 @@ mod tests {
             )
         );
         write("00-broken.conflist", "{");
+        nix::unistd::mkfifo(&dir.path().join("00-pipe.conf"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::create_dir(dir.path().join("00-folder.conflist")).unwrap();
         write(
             "05-list.conf",
             r#"{"cniVersion":"1.0.0","name":"x","plugins":[]}"#,
@@ -129,7 +136,9 @@ mod tests {
         let error = load_network(dir.path()).unwrap_err().to_string();
         assert!(
             error.contains("00-broken.conflist: failed to parse it as JSON: EOF while parsing")
-                && error.contains("05-list.conf: type is missing"),
+                && error.contains("05-list.conf: type is missing")
+                && error.contains("00-pipe.conf: it is no file")
+                && error.contains("00-folder.conflist: it is no file"),
             "{error}"
         );
         write(
