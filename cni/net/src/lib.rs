@@ -23,7 +23,7 @@ pub use channel::{LIMIT, NetlinkError};
 pub use link::{
     BridgeOptions, Counters, Link, PortOptions, VethPeer, format_mac, interface_counters, parse_mac,
 };
-pub use netns::{NetnsError, in_netns, is_netns, make_netns, pin_netns, unpin_netns};
+pub use netns::{NetnsError, in_netns, is_netns, is_own_netns, make_netns, pin_netns, unpin_netns};
 pub use route::{RouteEntry, RouteSpec};
 pub use sysctl::{SysctlError, read_sysctl, sysctl_path, write_sysctl};
 

@@ -6,7 +6,7 @@ use netlink_packet_route::{
     AddressFamily,
     link::{
         AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-        InfoPortData, InfoPortKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 
@@ -247,18 +247,6 @@ impl Rtnl {
         })
     }
 
-    /// Makes a VLAN interface on top of another; it is up.
-    pub fn add_vlan(&mut self, name: &str, below: u32, vlan: u16) -> Result<(), NetlinkError> {
-        let mut message = named(name);
-        set_flag(&mut message, LinkFlags::Up, true);
-        message.attributes.push(LinkAttribute::Link(below));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vlan),
-            LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(vlan)])),
-        ]));
-        self.create(&message, || format!("make VLAN interface {name}"))
-    }
-
     /// Makes an intermediate functional block (for shaping what an interface receives); it is up.
     pub fn add_ifb(&mut self, name: &str, mtu: u32, alias: &str) -> Result<(), NetlinkError> {
         let mut message = named(name);
@@ -311,22 +299,16 @@ impl Rtnl {
             .map_err(|error| error.about(|| format!("set the options of bridge port {index}")))
     }
 
-    /// Adds a VLAN to a bridge port (untagged and for untagged frames, when `untagged`), or, with `own`, to the bridge
-    /// itself.
-    pub fn add_port_vlan(
-        &mut self,
-        index: u32,
-        vlan: u16,
-        untagged: bool,
-        own: bool,
-    ) -> Result<(), NetlinkError> {
-        self.port_vlan(RTM_SETLINK, index, vlan, untagged, own)
+    /// Adds a VLAN to a bridge port, for untagged frames.
+    pub fn add_port_vlan(&mut self, index: u32, vlan: u16) -> Result<(), NetlinkError> {
+        let flags = BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged;
+        self.port_vlan(RTM_SETLINK, index, vlan, flags)
             .map_err(|error| error.about(|| format!("add VLAN {vlan} to bridge port {index}")))
     }
 
     /// Takes a VLAN away from a bridge port; fine when it is gone.
     pub fn remove_port_vlan(&mut self, index: u32, vlan: u16) -> Result<(), NetlinkError> {
-        match self.port_vlan(RTM_DELLINK, index, vlan, false, false) {
+        match self.port_vlan(RTM_DELLINK, index, vlan, BridgeVlanInfoFlags::empty()) {
             Err(error) if !error.is_absent() => {
                 Err(error.about(|| format!("remove VLAN {vlan} from bridge port {index}")))
             }
@@ -339,23 +321,14 @@ impl Rtnl {
         kind: u16,
         index: u32,
         vlan: u16,
-        untagged: bool,
-        own: bool,
+        flags: BridgeVlanInfoFlags,
     ) -> Result<(), NetlinkError> {
         let mut message = numbered(index);
         message.header.interface_family = AddressFamily::Bridge;
-        let flags = match untagged {
-            true => BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged,
-            false => BridgeVlanInfoFlags::empty(),
-        };
-        let mut spec = Vec::new();
-        if own {
-            spec.push(AfSpecBridge::Flags(
-                netlink_packet_route::link::BridgeFlag::LowerDev,
-            ));
-        }
-        spec.push(AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid: vlan }));
-        message.attributes.push(LinkAttribute::AfSpecBridge(spec));
+        let info = BridgeVlanInfo { flags, vid: vlan };
+        message
+            .attributes
+            .push(LinkAttribute::AfSpecBridge(vec![AfSpecBridge::VlanInfo(info)]));
         self.channel.tell(kind, 0, &message)
     }
 

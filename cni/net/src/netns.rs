@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
 };
@@ -106,6 +107,12 @@ pub fn unpin_netns(path: &Path) -> Result<(), NetnsError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether `path` holds the network namespace of the calling thread.
+pub fn is_own_netns(path: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    matches!((identity(path), identity(Path::new(OWN))), (Ok(a), Ok(b)) if a == b)
 }
 
 /// Whether `path` holds a namespace's file: a pin whose mount is gone is an ordinary one.

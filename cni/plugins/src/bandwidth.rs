@@ -149,7 +149,7 @@ fn rtnl_remove(call: &Call<'_>) -> Result<(), PluginError> {
 fn owner_of(alias: &str, network: &str) -> Option<Owner> {
     let mut words = alias.split(' ');
     let ours = words.next() == Some(ALIAS) && words.next() == Some(network);
-    ours.then(|| words.next().and_then(Owner::from_mark)).flatten()
+    ours.then(|| words.next().and_then(Owner::from_tag)).flatten()
 }
 
 /// The host's end of the container's pair: the interface that the container's own names as its other end.
@@ -175,7 +175,7 @@ fn limit_received(rtnl: &mut Rtnl, call: &Call<'_>, host: &Link, limit: Limit) -
     let name = owner.host_name(IFB);
     // One of an earlier try may have another MTU.
     rtnl.remove_link(&name)?;
-    let alias = format!("{ALIAS} {} {}", call.network, owner.mark());
+    let alias = format!("{ALIAS} {} {}", call.network, owner.tag());
     rtnl.add_ifb(&name, host.mtu, &alias).map_err(|error| match error.is_unsupported() {
         true => PluginError::new(
             ErrorCode::UNSUPPORTED_FIELD,

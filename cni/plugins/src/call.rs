@@ -71,12 +71,17 @@ impl<'a> Call<'a> {
         }
         let previous = match common.prev_result {
             None | Some(Value::Null) => None,
-            Some(value) => Some(AddResult::from_json(&value).map_err(|error| {
-                PluginError::Cni(
-                    cni_types::CniError::new(ErrorCode::DECODING_FAILURE, "failed to decode prevResult")
-                        .because(&error),
-                )
-            })?),
+            Some(value) => match AddResult::from_json(&value) {
+                Ok(result) => Some(result),
+                // What can't be read must not keep a container from being removed; marks tell what is its.
+                Err(_) if invocation.command == Command::Del => None,
+                Err(error) => {
+                    return Err(PluginError::Cni(
+                        cni_types::CniError::new(ErrorCode::DECODING_FAILURE, "failed to decode prevResult")
+                            .because(&error),
+                    ));
+                }
+            },
         };
         let runtime = common.runtime_config.unwrap_or_default();
         Ok(Call {
@@ -94,14 +99,25 @@ impl<'a> Call<'a> {
         decode(&self.invocation.config)
     }
 
-    /// The container's network namespace, without which ADD and CHECK can't work.
+    /// The container's network namespace, without which ADD and CHECK can't work. The host's own isn't one.
     pub(crate) fn netns(&self) -> Result<&'a Path, PluginError> {
-        self.netns_if_any().ok_or_else(|| {
-            PluginError::new(
+        let Some(path) = self.invocation.netns.as_deref() else {
+            return Err(PluginError::new(
                 ErrorCode::INVALID_ENVIRONMENT,
                 "CNI_NETNS is missing; name the network namespace",
-            )
-        })
+            ));
+        };
+        let fail = |what: &str| {
+            let message = format!("CNI_NETNS `{}` {what}", path.display());
+            Err(PluginError::new(ErrorCode::INVALID_NETNS, message))
+        };
+        if !cni_net::is_netns(path) {
+            return fail("is no network namespace");
+        }
+        if cni_net::is_own_netns(path) {
+            return fail("is the host's own network namespace; name the container's");
+        }
+        Ok(path)
     }
 
     /// The same, if it is still there.
@@ -109,7 +125,7 @@ impl<'a> Call<'a> {
         self.invocation
             .netns
             .as_deref()
-            .filter(|path| cni_net::is_netns(path))
+            .filter(|path| cni_net::is_netns(path) && !cni_net::is_own_netns(path))
     }
 
     pub(crate) fn ifname(&self) -> &'a str {
@@ -126,6 +142,11 @@ impl<'a> Call<'a> {
         self.previous.as_ref().ok_or_else(|| {
             PluginError::config("prevResult is missing; put this plugin behind one that makes an interface")
         })
+    }
+
+    /// The owner's mark on elements of nftables sets.
+    pub(crate) fn mark(&self) -> String {
+        self.owner().mark(&self.network)
     }
 
     /// The value of a key of CNI_ARGS.

@@ -133,7 +133,7 @@ impl Plugin for Firewall {
         if config.ingress_policy != IngressPolicy::Open {
             keep_apart(&mut nft, &bridge_of(previous)?, config.ingress_policy)?;
         }
-        let mark = call.owner().mark();
+        let mark = call.mark();
         let mut batch = Batch::new(Family::Inet, TABLE);
         for (set, key) in keys(previous) {
             batch.element(
@@ -160,8 +160,8 @@ impl Plugin for Firewall {
         let mut nft = Nft::open()?;
         let owner = call.owner();
         match &call.previous {
-            Some(previous) => Ok(nft.remove_elements(Family::Inet, TABLE, &keys(previous))?),
-            None => LAYOUT.remove_of(&mut nft, |other| *other == owner),
+            Some(previous) => LAYOUT.remove_marked(&mut nft, &call.mark(), keys(previous)),
+            None => LAYOUT.remove_of(&mut nft, &call.network, |other| *other == owner),
         }
     }
 
@@ -180,7 +180,7 @@ impl Plugin for Firewall {
 
     fn gc(&self, call: &Call<'_>) -> Result<(), PluginError> {
         let valid = call.valid()?;
-        LAYOUT.remove_of(&mut Nft::open()?, |owner| !valid.contains(owner))
+        LAYOUT.remove_of(&mut Nft::open()?, &call.network, |owner| !valid.contains(owner))
     }
 
     fn status(&self, call: &Call<'_>) -> Result<(), PluginError> {

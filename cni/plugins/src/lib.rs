@@ -93,8 +93,13 @@ fn run(
     delegate: &dyn PluginExec,
 ) -> Result<Option<Value>, PluginError> {
     if invocation.command == Command::Version {
+        // What was stated comes back, as the specification has it, spoken here or not.
+        let stated = match &invocation.config["cniVersion"] {
+            Value::String(stated) if !stated.is_empty() => stated,
+            _ => Version::LATEST.as_str(),
+        };
         return Ok(Some(
-            json!({ "cniVersion": Version::LATEST, "supportedVersions": Version::ALL }),
+            json!({ "cniVersion": stated, "supportedVersions": Version::ALL }),
         ));
     }
     let call = Call::new(invocation, delegate)?;

@@ -1,5 +1,7 @@
 //! Whose something is: a container's interface. Written into everything that outlives a network namespace.
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
 
 /// A container's interface.
@@ -17,13 +19,29 @@ impl Owner {
         }
     }
 
-    /// The mark on elements of nftables sets. Neither part can contain a slash.
-    pub(crate) fn mark(&self) -> String {
+    /// What is written beside a network's name. Neither part can contain a slash.
+    pub(crate) fn tag(&self) -> String {
         format!("{}/{}", self.container_id, self.ifname)
     }
 
-    pub(crate) fn from_mark(mark: &str) -> Option<Self> {
-        mark.split_once('/').map(|(id, ifname)| Owner::new(id, ifname))
+    pub(crate) fn from_tag(tag: &str) -> Option<Self> {
+        tag.split_once('/').map(|(id, ifname)| Owner::new(id, ifname))
+    }
+
+    /// The mark on elements of nftables sets, which all networks share: GC of one must not take another's.
+    pub(crate) fn mark(&self, network: &str) -> String {
+        format!("{}/{}", network_in_mark(network), self.tag())
+    }
+
+    /// Whose element has that mark, if it is of that network.
+    pub(crate) fn of_mark(mark: &str, network: &str) -> Option<Self> {
+        let rest = mark.strip_prefix(network_in_mark(network).as_ref())?;
+        rest.strip_prefix('/').and_then(Owner::from_tag)
+    }
+
+    /// The container in a mark, of whatever network.
+    pub(crate) fn container_of_mark(mark: &str) -> &str {
+        mark.split('/').nth(1).unwrap_or(mark)
     }
 
     /// The name of something on the host that belongs to it: always the same one, so that it is found again.
@@ -32,6 +50,14 @@ impl Owner {
             "{prefix}{}",
             short_hash(&[&self.container_id, &self.ifname], 15 - prefix.len())
         )
+    }
+}
+
+/// A mark has room for 250 bytes, of which container and interface may need 144.
+fn network_in_mark(network: &str) -> Cow<'_, str> {
+    match network.len() {
+        0..=64 => network.into(),
+        _ => short_hash(&[network], 64).into(),
     }
 }
 
@@ -63,7 +89,22 @@ mod tests {
             owner.host_name("veth"),
             Owner::new("c1e", "th0").host_name("veth")
         );
-        assert_eq!(Owner::from_mark(&owner.mark()), Some(owner));
-        assert_eq!(Owner::from_mark("x"), None);
+        assert_eq!(Owner::from_tag(&owner.tag()), Some(owner));
+        assert_eq!(Owner::from_tag("x"), None);
+    }
+
+    #[test]
+    fn marks_belong_to_one_network_and_fit() {
+        let owner = Owner::new("c1", "eth0");
+        let mark = owner.mark("pods");
+        assert_eq!(mark, "pods/c1/eth0");
+        assert_eq!(Owner::of_mark(&mark, "pods"), Some(owner));
+        assert_eq!(Owner::of_mark(&mark, "pod"), None);
+        assert_eq!(Owner::of_mark(&mark, "others"), None);
+        assert_eq!(Owner::container_of_mark(&mark), "c1");
+        let (network, longest) = ("n".repeat(128), Owner::new(&"c".repeat(128), "a-longest-name1"));
+        let mark = longest.mark(&network);
+        assert!(mark.len() <= 250, "{}", mark.len());
+        assert_eq!(Owner::of_mark(&mark, &network), Some(longest));
     }
 }

@@ -76,12 +76,12 @@ impl Plugin for Portmap {
         let previous = call.previous()?;
         let entries = entries(&call.runtime.port_mappings, &pod_addresses(previous))?;
         if !entries.is_empty() {
-            let owner = call.owner();
+            let mark = call.mark();
             let mut nft = Nft::open()?;
             rules::LAYOUT.ensure(&mut nft)?;
-            publish(&mut nft, &entries, &owner)?;
+            publish(&mut nft, &entries, &mark)?;
             if config.snat.unwrap_or(true) {
-                let done = let_answers_return(&mut nft, &pod_addresses(previous), &owner);
+                let done = let_answers_return(&mut nft, &pod_addresses(previous), &mark);
                 if let Err(error) = done {
                     // The first failure is the one to report.
                     let _ = withdraw(&mut nft, call);
@@ -120,7 +120,7 @@ impl Plugin for Portmap {
 
     fn gc(&self, call: &Call<'_>) -> Result<(), PluginError> {
         let valid = call.valid()?;
-        rules::LAYOUT.remove_of(&mut Nft::open()?, |owner| !valid.contains(owner))
+        rules::LAYOUT.remove_of(&mut Nft::open()?, &call.network, |owner| !valid.contains(owner))
     }
 
     fn status(&self, _call: &Call<'_>) -> Result<(), PluginError> {
@@ -215,13 +215,12 @@ fn entry(mapping: &PortMapping, pod: IpAddr) -> Entry {
 }
 
 fn taken(entry: &Entry, found: &Element) -> PluginError {
-    let holder =
-        Owner::from_mark(&found.comment).map_or_else(|| found.comment.clone(), |owner| owner.container_id);
+    let holder = Owner::container_of_mark(&found.comment);
     PluginError::internal(format!("{} is mapped to container {holder} already", entry.text))
 }
 
 /// Puts the entries into the maps. Those of an earlier try for the same container give way; another container's don't.
-fn publish(nft: &mut Nft, entries: &[Entry], owner: &Owner) -> Result<(), PluginError> {
+fn publish(nft: &mut Nft, entries: &[Entry], mark: &str) -> Result<(), PluginError> {
     let mut batch = Batch::new(Family::Inet, TABLE);
     for entry in entries {
         let data = ElementData::Value(entry.data.clone());
@@ -230,7 +229,7 @@ fn publish(nft: &mut Nft, entries: &[Entry], owner: &Owner) -> Result<(), Plugin
             &Element {
                 key: entry.key.clone(),
                 data,
-                comment: owner.mark(),
+                comment: mark.to_owned(),
             },
         );
     }
@@ -242,9 +241,7 @@ fn publish(nft: &mut Nft, entries: &[Entry], owner: &Owner) -> Result<(), Plugin
     for entry in entries {
         match nft.element(Family::Inet, TABLE, entry.set, &entry.key)? {
             None => {}
-            Some(found) if found.comment == owner.mark() => {
-                old.push((entry.set.to_owned(), entry.key.clone()))
-            }
+            Some(found) if found.comment == mark => old.push((entry.set.to_owned(), entry.key.clone())),
             Some(found) => return Err(taken(entry, &found)),
         }
     }
@@ -253,7 +250,7 @@ fn publish(nft: &mut Nft, entries: &[Entry], owner: &Owner) -> Result<(), Plugin
 }
 
 /// Masquerades callers from the pod's own subnet and from 127.0.0.1.
-fn let_answers_return(nft: &mut Nft, pods: &[IpNetwork], owner: &Owner) -> Result<(), PluginError> {
+fn let_answers_return(nft: &mut Nft, pods: &[IpNetwork], mark: &str) -> Result<(), PluginError> {
     let mut rtnl = Rtnl::open()?;
     for pod in pods {
         if pod.is_ipv4()
@@ -280,7 +277,7 @@ fn let_answers_return(nft: &mut Nft, pods: &[IpNetwork], owner: &Owner) -> Resul
             &Element {
                 key: key.clone(),
                 data,
-                comment: owner.mark(),
+                comment: mark.to_owned(),
             },
         );
         match nft.commit(&batch) {
@@ -295,30 +292,26 @@ fn let_answers_return(nft: &mut Nft, pods: &[IpNetwork], owner: &Owner) -> Resul
     Ok(())
 }
 
-/// Removes what belongs to the container: by its keys where they are known, else by the marks.
+/// Removes what belongs to the container: by its keys where they are known, else by the marks. A mapping that ADD
+/// refuses was never made.
 fn withdraw(nft: &mut Nft, call: &Call<'_>) -> Result<(), PluginError> {
     let owner = call.owner();
-    let Some(previous) = &call.previous else {
-        return rules::LAYOUT.remove_of(nft, |other| *other == owner);
+    let known = call.previous.as_ref().and_then(|previous| {
+        let pods = pod_addresses(previous);
+        let entries = entries(&call.runtime.port_mappings, &pods).ok()?;
+        Some((pods, entries))
+    });
+    let Some((pods, entries)) = known else {
+        return rules::LAYOUT.remove_of(nft, &call.network, |other| *other == owner);
     };
-    let pods = pod_addresses(previous);
     let hairpins = pods.iter().map(|pod| {
         (
-            of_family(pod.is_ipv4(), "hairpin4", "hairpin6"),
+            of_family(pod.is_ipv4(), "hairpin4", "hairpin6").to_owned(),
             Element::address_key(pod.ip()),
         )
     });
-    let keys = entries(&call.runtime.port_mappings, &pods)?
-        .into_iter()
-        .map(|entry| (entry.set, entry.key));
-    let mut mine = Vec::new();
-    for (set, key) in keys.chain(hairpins) {
-        let found = nft.element(Family::Inet, TABLE, set, &key)?;
-        if found.is_some_and(|found| found.comment == owner.mark()) {
-            mine.push((set.to_owned(), key));
-        }
-    }
-    Ok(nft.remove_elements(Family::Inet, TABLE, &mine)?)
+    let keys = entries.into_iter().map(|entry| (entry.set.to_owned(), entry.key));
+    rules::LAYOUT.remove_marked(nft, &call.mark(), keys.chain(hairpins))
 }
 
 /// Flows that the kernel remembers would go on the old way.

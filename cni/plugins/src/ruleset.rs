@@ -50,16 +50,17 @@ impl Layout {
         Ok(nft.commit(&batch)?)
     }
 
-    /// Every element of the layout's sets that belongs to an owner for whom `gone` holds.
-    pub(crate) fn elements_of(
+    /// Every element of the layout's sets that belongs to an owner on that network for whom `gone` holds.
+    fn elements_of(
         &self,
         nft: &mut Nft,
+        network: &str,
         gone: impl Fn(&Owner) -> bool,
     ) -> Result<Vec<(String, Vec<u8>)>, PluginError> {
         let mut found = Vec::new();
         for (set, _) in self.sets {
             for element in nft.elements(self.family, TABLE, set)? {
-                if Owner::from_mark(&element.comment).is_some_and(|owner| gone(&owner)) {
+                if Owner::of_mark(&element.comment, network).is_some_and(|owner| gone(&owner)) {
                     found.push(((*set).to_owned(), element.key));
                 }
             }
@@ -68,9 +69,31 @@ impl Layout {
     }
 
     /// Removes every element of such owners.
-    pub(crate) fn remove_of(&self, nft: &mut Nft, gone: impl Fn(&Owner) -> bool) -> Result<(), PluginError> {
-        let found = self.elements_of(nft, gone)?;
+    pub(crate) fn remove_of(
+        &self,
+        nft: &mut Nft,
+        network: &str,
+        gone: impl Fn(&Owner) -> bool,
+    ) -> Result<(), PluginError> {
+        let found = self.elements_of(nft, network, gone)?;
         Ok(nft.remove_elements(self.family, TABLE, &found)?)
+    }
+
+    /// Removes elements that have this mark. Others with the same key stay: an address may have got a new owner.
+    pub(crate) fn remove_marked(
+        &self,
+        nft: &mut Nft,
+        mark: &str,
+        keys: impl IntoIterator<Item = (String, Vec<u8>)>,
+    ) -> Result<(), PluginError> {
+        let mut mine = Vec::new();
+        for (set, key) in keys {
+            let found = nft.element(self.family, TABLE, &set, &key)?;
+            if found.is_some_and(|found| found.comment == mark) {
+                mine.push((set, key));
+            }
+        }
+        Ok(nft.remove_elements(self.family, TABLE, &mine)?)
     }
 }
 
@@ -178,7 +201,7 @@ fn subnet_of(address: IpNetwork) -> IpNetwork {
 }
 
 /// Masquerades what leaves the network of these pod addresses.
-pub(crate) fn masquerade(nft: &mut Nft, addresses: &[IpNetwork], owner: &Owner) -> Result<(), PluginError> {
+pub(crate) fn masquerade(nft: &mut Nft, addresses: &[IpNetwork], mark: &str) -> Result<(), PluginError> {
     MASQUERADE.ensure(nft)?;
     let subnets: Vec<IpNetwork> = addresses.iter().map(|address| subnet_of(*address)).collect();
     let chain = network_chain(&subnets);
@@ -204,14 +227,14 @@ pub(crate) fn masquerade(nft: &mut Nft, addresses: &[IpNetwork], owner: &Owner) 
             &Element {
                 key: Element::address_key(address.ip()),
                 data,
-                comment: owner.mark(),
+                comment: mark.to_owned(),
             },
         );
     }
     match nft.commit(&batch) {
         // Left behind by an earlier try, or by a dead pod that had the address before.
         Err(error) if error.is_present() => {
-            unmasquerade(nft, &addresses.iter().map(|a| a.ip()).collect::<Vec<_>>())?;
+            nft.remove_elements(Family::Inet, TABLE, &masquerade_keys(addresses))?;
             Ok(nft.commit(&batch)?)
         }
         other => Ok(other?),
@@ -226,18 +249,17 @@ fn multicast(ipv4: bool) -> IpNetwork {
     IpNetwork::new(ip, prefix).expect("both prefixes fit their family")
 }
 
-/// No longer masquerades these addresses.
-pub(crate) fn unmasquerade(nft: &mut Nft, addresses: &[IpAddr]) -> Result<(), PluginError> {
-    let elements: Vec<(String, Vec<u8>)> = addresses
+/// The elements of these addresses.
+pub(crate) fn masquerade_keys(addresses: &[IpNetwork]) -> Vec<(String, Vec<u8>)> {
+    addresses
         .iter()
-        .map(|ip| {
+        .map(|address| {
             (
-                of_family(ip.is_ipv4(), "masquerade4", "masquerade6").to_owned(),
-                Element::address_key(*ip),
+                of_family(address.is_ipv4(), "masquerade4", "masquerade6").to_owned(),
+                Element::address_key(address.ip()),
             )
         })
-        .collect();
-    Ok(nft.remove_elements(Family::Inet, TABLE, &elements)?)
+        .collect()
 }
 
 /// Whether these addresses are masqueraded.

@@ -20,8 +20,6 @@ const ALLOW_LIST: &str = "/etc/cni/tuning/allowlist.conf";
 
 #[derive(Deserialize)]
 struct Config {
-    #[serde(default, rename = "dataDir")]
-    data_dir: String,
     #[serde(default)]
     sysctl: BTreeMap<String, String>,
     #[serde(default)]
@@ -89,18 +87,11 @@ impl Wanted {
             }
             sysctl.push((parts, value.clone()));
         }
-        let dir = if config.data_dir.is_empty() {
-            DATA_DIR
-        } else {
-            &config.data_dir
-        };
-        let backup =
-            PathBuf::from(dir).join(format!("{}_{}.json", call.invocation.container_id, call.ifname()));
         Ok(Wanted {
             sysctl,
             mac,
             config,
-            backup,
+            backup: backup(call),
         })
     }
 
@@ -135,6 +126,13 @@ impl Wanted {
             txqlen: self.config.txqlen,
         }
     }
+}
+
+/// Where what was is kept.
+fn backup(call: &Call<'_>) -> PathBuf {
+    let stated = call.invocation.config["dataDir"].as_str();
+    let dir = stated.filter(|dir| !dir.is_empty()).unwrap_or(DATA_DIR);
+    PathBuf::from(dir).join(format!("{}_{}.json", call.invocation.container_id, call.ifname()))
 }
 
 /// A setting's path: parts with dots or slashes between; `IFNAME` stands for the interface. Only the network's.
@@ -208,11 +206,12 @@ impl Plugin for Tuning {
     }
 
     fn del(&self, call: &Call<'_>) -> Result<(), PluginError> {
-        let wanted = Wanted::new(call)?;
-        let before = match fs::read(&wanted.backup) {
+        // Nothing else of the configuration matters: one that ADD refuses must not keep a container from being removed.
+        let backup = backup(call);
+        let before = match fs::read(&backup) {
             Ok(bytes) => serde_json::from_slice::<Before>(&bytes).ok(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(PluginError::io("read", &wanted.backup)(error)),
+            Err(error) => return Err(PluginError::io("read", &backup)(error)),
         };
         if let (Some(netns), Some(before)) = (call.netns_if_any(), before) {
             in_netns(netns, || {
@@ -223,9 +222,9 @@ impl Plugin for Tuning {
                 }
             })??;
         }
-        match fs::remove_file(&wanted.backup) {
+        match fs::remove_file(&backup) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(PluginError::io("remove", &wanted.backup)(error))
+                Err(PluginError::io("remove", &backup)(error))
             }
             _ => Ok(()),
         }

@@ -25,6 +25,8 @@ impl ErrorCode {
     pub const DECODING_FAILURE: ErrorCode = ErrorCode(6);
     /// The configuration is wrong.
     pub const INVALID_CONFIG: ErrorCode = ErrorCode(7);
+    /// CNI_NETNS is no network namespace, or not a container's.
+    pub const INVALID_NETNS: ErrorCode = ErrorCode(8);
     /// Worth trying again soon.
     pub const TRY_AGAIN_LATER: ErrorCode = ErrorCode(11);
     /// STATUS: ADD can't be served now.

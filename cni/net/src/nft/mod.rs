@@ -24,12 +24,9 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEWTABLE: u16 = 0;
-const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
-const DELCHAIN: u16 = 5;
 const NEWRULE: u16 = 6;
-const GETRULE: u16 = 7;
 const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 const NEWSETELEM: u16 = 12;
@@ -136,12 +133,6 @@ impl Batch {
         self.push(NEWTABLE, CREATE, what, |_| {})
     }
 
-    /// Removes the table with all that is in it; it must be there.
-    pub fn delete_table(&mut self) -> &mut Self {
-        let what = format!("delete nftables table {}", self.table);
-        self.push(DELTABLE, 0, what, |_| {})
-    }
-
     /// Makes a chain; with a hook, one that packets come through by themselves (policy: accept).
     pub fn chain(&mut self, name: &str, hook: Option<Hook>) -> &mut Self {
         self.push(NEWCHAIN, CREATE, format!("make nftables chain {name}"), |body| {
@@ -160,13 +151,6 @@ impl Batch {
     pub fn flush_chain(&mut self, name: &str) -> &mut Self {
         self.push(DELRULE, 0, format!("flush nftables chain {name}"), |body| {
             body.put_str(2, name);
-        })
-    }
-
-    /// Removes a chain that nothing jumps to any more; it must be there.
-    pub fn delete_chain(&mut self, name: &str) -> &mut Self {
-        self.push(DELCHAIN, 0, format!("delete nftables chain {name}"), |body| {
-            body.put_str(3, name);
         })
     }
 
@@ -326,23 +310,6 @@ impl Nft {
             reader.string(3)
         });
         Ok(names.collect())
-    }
-
-    /// How many rules a chain has.
-    pub fn count_rules(&mut self, family: Family, table: &str, chain: &str) -> Result<usize, NetlinkError> {
-        let mut body = Attrs::after(&head(family as u8, 0));
-        body.put_str(1, table).put_str(2, chain);
-        let replies = match self.channel.request(kind(GETRULE), DUMP, body.bytes()) {
-            Ok(replies) => replies,
-            Err(error) if error.is_absent() => return Ok(0),
-            Err(error) => return Err(error.about(|| format!("list nftables chain {chain}"))),
-        };
-        let ours = |payload: &[u8]| {
-            payload.get(4..).map(Reader).is_some_and(|reader| {
-                reader.string(1).as_deref() == Some(table) && reader.string(2).as_deref() == Some(chain)
-            })
-        };
-        Ok(replies.iter().filter(|reply| ours(&reply.payload)).count())
     }
 
     /// Every element of a set; none when there is no such set.

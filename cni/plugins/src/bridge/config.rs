@@ -19,9 +19,12 @@ pub(crate) struct Config {
     /// Another address of the same subnet gives way.
     #[serde(default)]
     pub(crate) force_address: bool,
-    /// What leaves the network is masqueraded. Whatever backend is named, nftables does it.
+    /// What leaves the network is masqueraded.
     #[serde(default)]
     pub(crate) ip_masq: bool,
+    /// Whichever is named, nftables does it.
+    #[serde(default)]
+    ip_masq_backend: Option<String>,
     #[serde(default)]
     pub(crate) mtu: u32,
     #[serde(default)]
@@ -96,6 +99,13 @@ impl Config {
                 cni_types::ErrorCode::UNSUPPORTED_FIELD,
                 "vlanTrunk is not supported; use vlan",
             ));
+        }
+        if let Some(backend) = &config.ip_masq_backend
+            && !["", "iptables", "nftables"].contains(&backend.as_str())
+        {
+            return Err(PluginError::config(format!(
+                "ipMasqBackend {backend:?} is unknown; use \"nftables\" or leave it out"
+            )));
         }
         let gateway = config.is_gateway || config.is_default_gateway;
         if gateway && config.vlan != 0 {

@@ -2,7 +2,7 @@
 
 use std::{fs::File, net::IpAddr, os::fd::AsRawFd};
 
-use cni_net::{BridgeOptions, Link, PortOptions, Rtnl, SysctlError, VethPeer, write_sysctl};
+use cni_net::{BridgeOptions, Link, NetlinkError, PortOptions, Rtnl, SysctlError, VethPeer, write_sysctl};
 use cni_types::{AddResult, ErrorCode, IpConfig};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -53,7 +53,7 @@ pub(super) fn ensure_bridge(rtnl: &mut Rtnl, config: &Config) -> Result<Link, Pl
         rtnl.set_promiscuous(found.index, true)?;
     }
     if config.vlan != 0 {
-        rtnl.enable_vlan_filtering(found.index)?;
+        rtnl.enable_vlan_filtering(found.index).map_err(without_vlans)?;
     }
     Ok(found)
 }
@@ -74,11 +74,23 @@ fn make_bridge(rtnl: &mut Rtnl, config: &Config) -> Result<Link, PluginError> {
     };
     match rtnl.add_bridge(&config.bridge, &options) {
         // Another ADD was faster.
+        Err(error) if !error.is_present() && config.vlan != 0 => return Err(without_vlans(error)),
         Err(error) if !error.is_present() => return Err(error.into()),
         _ => {}
     }
     rtnl.link(&config.bridge)?
         .ok_or_else(|| PluginError::internal(format!("bridge {} vanished while it was made", config.bridge)))
+}
+
+fn without_vlans(error: NetlinkError) -> PluginError {
+    match error.is_unsupported() {
+        true => PluginError::new(
+            ErrorCode::UNSUPPORTED_FIELD,
+            "vlan needs bridges that filter by VLAN, which this kernel doesn't have (CONFIG_BRIDGE_VLAN_FILTERING); \
+             remove it",
+        ),
+        false => error.into(),
+    }
 }
 
 /// A hardware address of its own, or the bridge would take that of whichever port has the lowest, and change it as
@@ -98,14 +110,14 @@ fn own_mac(bridge: &str) -> [u8; 6] {
 
 /// The mark on the host's interface.
 fn alias(owner: &Owner, network: &str) -> String {
-    format!("{ALIAS} {network} {}", owner.mark())
+    format!("{ALIAS} {network} {}", owner.tag())
 }
 
 /// Whose interface has that mark, if it is of that network.
 pub(super) fn owner_of(alias: &str, network: &str) -> Option<Owner> {
     let mut words = alias.split(' ');
     let ours = words.next() == Some(ALIAS) && words.next() == Some(network);
-    ours.then(|| words.next().and_then(Owner::from_mark)).flatten()
+    ours.then(|| words.next().and_then(Owner::from_tag)).flatten()
 }
 
 /// Makes the pair and attaches the host's end. Leftovers of an earlier try are replaced.
@@ -159,7 +171,8 @@ pub(super) fn add_pair(
         rtnl.set_port(made.index, options)?;
     }
     if config.vlan != 0 {
-        rtnl.add_port_vlan(made.index, config.vlan, true, false)?;
+        rtnl.add_port_vlan(made.index, config.vlan)
+            .map_err(without_vlans)?;
         if config.preserve_default_vlan == Some(false) && config.vlan != 1 {
             rtnl.remove_port_vlan(made.index, 1)?;
         }

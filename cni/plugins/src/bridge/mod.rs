@@ -13,8 +13,9 @@ mod spoof;
 use std::net::IpAddr;
 
 use cni_net::{Rtnl, format_mac, in_netns, nft::Nft};
-use cni_types::{AddResult, Command, ErrorCode, Interface};
+use cni_types::{AddResult, Command, ErrorCode, ExecError, Interface};
 use ipnetwork::IpNetwork;
+use serde_json::Value;
 
 use crate::{
     call::{Call, Plugin},
@@ -46,16 +47,15 @@ impl Plugin for Bridge {
             Ok(()) => Ok(result),
             Err(error) => {
                 // The first failure is the one to report; what can't be undone now, DEL or GC will find.
-                let _ = detach(call, &config, &addresses(&result));
+                let _ = detach(call, &addresses(&result));
                 Err(error)
             }
         }
     }
 
     fn del(&self, call: &Call<'_>) -> Result<(), PluginError> {
-        let config = Config::new(call)?;
         let known = call.previous.as_ref().map(addresses).unwrap_or_default();
-        detach(call, &config, &known)
+        detach(call, &known)
     }
 
     fn check(&self, call: &Call<'_>) -> Result<(), PluginError> {
@@ -67,6 +67,12 @@ impl Plugin for Bridge {
         if config.ip_masq && !ruleset::is_masqueraded(&mut Nft::open()?, &addresses(previous))? {
             return Err(PluginError::internal(format!(
                 "masquerading of container {} is gone",
+                owner.container_id
+            )));
+        }
+        if config.macspoofchk && !spoof::is_enabled(&mut Nft::open()?, call)? {
+            return Err(PluginError::internal(format!(
+                "the check of container {}'s hardware address is gone",
                 owner.container_id
             )));
         }
@@ -88,8 +94,8 @@ impl Plugin for Bridge {
         }
         // A table that was never made has no elements.
         let mut nft = Nft::open()?;
-        ruleset::MASQUERADE.remove_of(&mut nft, |owner| !valid.contains(owner))?;
-        spoof::LAYOUT.remove_of(&mut nft, |owner| !valid.contains(owner))?;
+        ruleset::MASQUERADE.remove_of(&mut nft, &call.network, |owner| !valid.contains(owner))?;
+        spoof::LAYOUT.remove_of(&mut nft, &call.network, |owner| !valid.contains(owner))?;
         match config.ipam() {
             Some(ipam) if call.version.has_gc_and_status() => call.ipam(ipam, Command::Gc).map(drop),
             _ => Ok(()),
@@ -131,7 +137,6 @@ fn attach(
     netns: &std::path::Path,
     result: &mut AddResult,
 ) -> Result<(), PluginError> {
-    let owner = call.owner();
     fill_in(config, result);
     let mut rtnl = Rtnl::open()?;
     let bridge = host::ensure_bridge(&mut rtnl, config)?;
@@ -139,13 +144,13 @@ fn attach(
     let port = host::add_pair(&mut rtnl, call, config, &bridge, mac)?;
     let inside = container::configure(call, config, result)?;
     if config.macspoofchk {
-        spoof::enable(&mut Nft::open()?, &port.name, &inside.mac, &owner)?;
+        spoof::enable(&mut Nft::open()?, &port.name, &inside.mac, call)?;
     }
     if config.is_gateway {
         host::be_gateway(&mut rtnl, config, &bridge, &result.ips)?;
     }
     if config.ip_masq && !result.ips.is_empty() {
-        ruleset::masquerade(&mut Nft::open()?, &addresses(result), &owner)?;
+        ruleset::masquerade(&mut Nft::open()?, &addresses(result), &call.mark())?;
     }
     let on_host = |link: &cni_net::Link| Interface {
         name: link.name.clone(),
@@ -205,14 +210,19 @@ fn first_host(address: IpNetwork) -> Option<IpAddr> {
     }
 }
 
-/// Undoes ADD, from whatever point it had come to.
-fn detach(call: &Call<'_>, config: &Config, known: &[IpNetwork]) -> Result<(), PluginError> {
+/// Undoes ADD, from whatever point it had come to. A configuration that ADD refuses must not keep a container from being
+/// removed, so only what is needed is read of it; where that can't be understood, more is looked for than was made.
+fn detach(call: &Call<'_>, known: &[IpNetwork]) -> Result<(), PluginError> {
     let owner = call.owner();
-    if config.ip_masq {
-        unmasquerade(&owner, known)?;
+    let wanted = |key: &str| match &call.invocation.config[key] {
+        Value::Null => false,
+        value => value.as_bool().unwrap_or(true),
+    };
+    if wanted("ipMasq") {
+        unmasquerade(call, &owner, known)?;
     }
-    if config.macspoofchk {
-        spoof::disable(&mut Nft::open()?, &owner)?;
+    if wanted("macspoofchk") {
+        spoof::disable(&mut Nft::open()?, call)?;
     }
     // The container's end goes together with the host's. One that another program's bridge plugin made has another
     // name on the host, but the right one inside.
@@ -229,17 +239,24 @@ fn detach(call: &Call<'_>, config: &Config, known: &[IpNetwork]) -> Result<(), P
             }
         })??;
     }
-    match config.ipam() {
-        Some(ipam) => call.ipam(ipam, Command::Del).map(drop),
-        None => Ok(()),
+    match call.invocation.config["ipam"]["type"].as_str() {
+        None | Some("") => Ok(()),
+        Some(ipam) => match call.ipam(ipam, Command::Del) {
+            // Where no ADD has ended, one that isn't there has handed nothing out.
+            Err(PluginError::Delegate(ExecError::NotFound { .. })) if call.previous.is_none() => Ok(()),
+            other => other.map(drop),
+        },
     }
 }
 
-fn unmasquerade(owner: &Owner, known: &[IpNetwork]) -> Result<(), PluginError> {
+fn unmasquerade(call: &Call<'_>, owner: &Owner, known: &[IpNetwork]) -> Result<(), PluginError> {
     let mut nft = Nft::open()?;
     match known {
         // Without a result, the marks tell.
-        [] => ruleset::MASQUERADE.remove_of(&mut nft, |other| other == owner),
-        known => ruleset::unmasquerade(&mut nft, &known.iter().map(|a| a.ip()).collect::<Vec<_>>()),
+        [] => ruleset::MASQUERADE.remove_of(&mut nft, &call.network, |other| other == owner),
+        known => {
+            let keys = ruleset::masquerade_keys(known);
+            ruleset::MASQUERADE.remove_marked(&mut nft, &call.mark(), keys)
+        }
     }
 }

@@ -6,8 +6,8 @@ use cni_net::nft::{
 };
 
 use crate::{
+    call::Call,
     error::PluginError,
-    owner::Owner,
     ruleset::{Layout, TABLE},
 };
 
@@ -58,15 +58,15 @@ pub(super) const LAYOUT: Layout = Layout {
     },
 };
 
-pub(super) fn enable(nft: &mut Nft, port: &str, mac: &[u8], owner: &Owner) -> Result<(), PluginError> {
+pub(super) fn enable(nft: &mut Nft, port: &str, mac: &[u8], call: &Call<'_>) -> Result<(), PluginError> {
     LAYOUT.ensure(nft)?;
     // An address that the port had before must not stay allowed.
-    disable(nft, owner)?;
+    disable(nft, call)?;
     let name = ifname_bytes(port);
     let element = |key: Vec<u8>| Element {
         key,
         data: ElementData::None,
-        comment: owner.mark(),
+        comment: call.mark(),
     };
     let mut batch = Batch::new(Family::Bridge, TABLE);
     batch
@@ -75,6 +75,18 @@ pub(super) fn enable(nft: &mut Nft, port: &str, mac: &[u8], owner: &Owner) -> Re
     Ok(nft.commit(&batch)?)
 }
 
-pub(super) fn disable(nft: &mut Nft, owner: &Owner) -> Result<(), PluginError> {
-    LAYOUT.remove_of(nft, |other| other == owner)
+pub(super) fn disable(nft: &mut Nft, call: &Call<'_>) -> Result<(), PluginError> {
+    let owner = call.owner();
+    LAYOUT.remove_of(nft, &call.network, |other| *other == owner)
+}
+
+pub(super) fn is_enabled(nft: &mut Nft, call: &Call<'_>) -> Result<bool, PluginError> {
+    let mark = call.mark();
+    for (set, _) in LAYOUT.sets {
+        let elements = nft.elements(Family::Bridge, TABLE, set)?;
+        if !elements.iter().any(|element| element.comment == mark) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -1,6 +1,9 @@
 //! host-local's configuration: the `ipam` section.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use cni_types::Route;
 use ipnetwork::IpNetwork;
@@ -171,6 +174,12 @@ impl Config {
     /// Where this network's addresses are kept.
     pub(crate) fn dir(&self) -> PathBuf {
         self.data_dir.join(&self.network)
+    }
+
+    /// The same for DEL: a configuration that ADD refuses must not keep a container from being removed.
+    pub(crate) fn dir_of(call: &Call<'_>) -> PathBuf {
+        let stated = call.invocation.config["ipam"]["dataDir"].as_str();
+        Path::new(stated.filter(|dir| !dir.is_empty()).unwrap_or(DATA_DIR)).join(&call.network)
     }
 }
 

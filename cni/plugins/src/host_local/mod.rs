@@ -66,9 +66,9 @@ impl Plugin for HostLocal {
     }
 
     fn del(&self, call: &Call<'_>) -> Result<(), PluginError> {
-        let config = Config::new(call)?;
-        match config.dir().exists() {
-            true => Store::open(&config.dir())?.release(&call.owner()),
+        let dir = Config::dir_of(call);
+        match dir.exists() {
+            true => Store::open(&dir)?.release(&call.owner()),
             // Nothing was ever handed out.
             false => Ok(()),
         }
