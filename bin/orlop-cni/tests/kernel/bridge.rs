@@ -35,7 +35,7 @@ fn add_check_del_leaves_nothing() {
         assert!(up, "lo is up");
         let rules = ruleset();
         assert!(
-            rules.contains("10.77.0.2 comment \"c1/eth0\" : jump leave_"),
+            rules.contains("10.77.0.2 comment \"pods/c1/eth0\" : jump leave_"),
             "{rules}"
         );
         assert_eq!(node.reserved(), ["10.77.0.2", "fd77::2"]);

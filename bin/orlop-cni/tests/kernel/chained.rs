@@ -57,7 +57,7 @@ fn same_bridge_keeps_bridges_apart() {
         );
         talk_tcp(c_at).expect("from the node");
         let rules = ruleset();
-        assert!(rules.contains("10.1.0.2 comment \"a/eth0\""), "{rules}");
+        assert!(rules.contains("10.1.0.2 comment \"red/a/eth0\""), "{rules}");
         red.del(&a).unwrap();
         assert!(!ruleset().contains("a/eth0"));
         let open = cni_of("red", "10.1.0.0/24", "nonsense");

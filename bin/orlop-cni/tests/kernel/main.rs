@@ -8,4 +8,7 @@ mod bridge;
 mod chained;
 mod foreign;
 mod node;
+mod options;
 mod portmap;
+mod sctp;
+mod sharing;

@@ -1,9 +1,13 @@
 //! portmap: who reaches a mapped port, and what he is taken for.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    process::Command,
+};
 
 use cni_invoke::{Attachment, PortMapping, Protocol};
-use cni_net::in_netns;
+use cni_net::{in_netns, read_sysctl};
 use cni_types::RuntimeConfig;
 use serde_json::json;
 
@@ -75,7 +79,7 @@ fn tcp_is_reached_from_everywhere() {
             .expect("from the pod itself, IPv6");
         assert_eq!(caller(&six), "fd77::1");
         let rules = ruleset();
-        assert!(rules.contains("comment \"web/eth0\""), "{rules}");
+        assert!(rules.contains("comment \"pods/web/eth0\""), "{rules}");
         cni.del(&pod).unwrap();
         assert!(!ruleset().contains("web/eth0"));
         assert!(
@@ -154,7 +158,7 @@ fn a_host_address_limits_the_mapping() {
             .unwrap();
         let rules = ruleset();
         assert!(
-            rules.contains("sctp . 7000 comment \"public/eth0\" : 10.77.0.3 . 81"),
+            rules.contains("sctp . 7000 comment \"pods/public/eth0\" : 10.77.0.3 . 81"),
             "{rules}"
         );
     });
@@ -188,5 +192,69 @@ fn a_port_in_use_is_refused_by_name_and_its_holder_keeps_it() {
         cni.gc(&[]).unwrap();
         assert!(!ruleset().contains("holder/eth0"));
         cni.add(&late).unwrap();
+    });
+}
+
+fn command(line: &str) {
+    let mut words = line.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+    assert!(status.success(), "{line}");
+}
+
+/// Lets a namespace send packets for 127.0.0.1 to a neighbour, as a hostile machine may (CVE-2020-8558).
+fn become_hostile(netns: &Path, device: &str, neighbour: &str) {
+    in_netns(netns, || {
+        command("ip rule add from all lookup local pref 10");
+        command("ip rule del pref 0");
+        command(&format!(
+            "ip route add 127.0.0.1/32 via {neighbour} dev {device} table 5"
+        ));
+        command("ip rule add to 127.0.0.1 lookup 5 pref 5");
+        for name in ["all", device] {
+            cni_net::write_sysctl(&["net", "ipv4", "conf", name, "route_localnet"], "1").unwrap();
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn neighbours_reach_nothing_that_listens_on_the_nodes_loopback() {
+    on_node(|node: Node| {
+        chain(&node);
+        let cni = node.cni();
+        let outside = node.outside();
+        let pod = with_ports(node.pod("web"), vec![mapping(8080, 80, Protocol::Tcp, None)]);
+        let ip = cni.add(&pod).unwrap().pod_ips()[0];
+        let mapped = serve_tcp(&pod.netns, SocketAddr::new(ip, 80));
+        talk_tcp(to("127.0.0.1:8080")).expect("the node itself does");
+        assert_eq!(mapped.called_by.recv().unwrap().to_string(), "10.77.0.1");
+        assert_eq!(
+            read_sysctl(&["net", "ipv4", "conf", "cni0", "route_localnet"]).unwrap(),
+            "1"
+        );
+        assert_eq!(
+            read_sysctl(&["net", "ipv4", "conf", "uplink", "route_localnet"]).unwrap(),
+            "0"
+        );
+        let _private = serve_tcp(Path::new("/proc/thread-self/ns/net"), to("127.0.0.1:9000"));
+        talk_tcp(to("127.0.0.1:9000")).expect("the node itself does");
+        let hostile = node.pod("hostile");
+        cni.add(&hostile).unwrap();
+        become_hostile(&hostile.netns, "eth0", "10.77.0.1");
+        become_hostile(&outside, "uplink", "192.0.2.1");
+        let reaches = |netns: &Path, port: u16| {
+            in_netns(netns, || {
+                talk_tcp(SocketAddr::new([127, 0, 0, 1].into(), port)).is_ok()
+            })
+            .unwrap()
+        };
+        for (who, netns) in [("a pod", &hostile.netns), ("a machine on the link", &outside)] {
+            assert!(!reaches(netns, 9000), "{who} reaches a private service");
+            assert!(!reaches(netns, 8080), "{who} reaches a mapped port by 127.0.0.1");
+        }
+        assert!(mapped.called_by.try_recv().is_err());
+        // That nothing else held them back: without the guard, the pod gets through.
+        command("nft flush chain inet orlop_cni portmap_raw");
+        assert!(reaches(&hostile.netns, 9000), "the attack is none");
     });
 }
