@@ -190,22 +190,29 @@ impl Channel {
         flags: u16,
         payload: &[u8],
     ) -> Result<Vec<Reply>, NetlinkError> {
-        let mut last = Vec::new();
+        let mut replies = Vec::new();
         for _ in 0..RETRIES {
-            let sequence = self.next_sequence();
-            self.send(&encode(kind, flags | REQUEST, sequence, payload))?;
-            let (replies, interrupted) = self.collect(sequence, flags)?;
-            if !interrupted {
-                return Ok(replies);
+            replies.clear();
+            if !self.each(kind, flags, payload, |reply| replies.push(reply))? {
+                break;
             }
-            last = replies;
+            // Should something change all the time, the last view is as good as any.
         }
-        // Something changes all the time; the last view is as good as any.
-        Ok(last)
+        Ok(replies)
     }
 
-    fn collect(&mut self, sequence: u32, flags: u16) -> Result<(Vec<Reply>, bool), NetlinkError> {
-        let (mut replies, mut interrupted) = (Vec::new(), false);
+    /// Sends one request and hands over its answer piece by piece; tells whether something changed meanwhile, so that
+    /// pieces may be missing or have come twice.
+    pub(crate) fn each(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+        mut take: impl FnMut(Reply),
+    ) -> Result<bool, NetlinkError> {
+        let sequence = self.next_sequence();
+        self.send(&encode(kind, flags | REQUEST, sequence, payload))?;
+        let mut interrupted = false;
         loop {
             for (header, received) in self.receive()? {
                 if header.sequence != sequence {
@@ -214,11 +221,11 @@ impl Channel {
                 interrupted |= header.flags & DUMP_INTERRUPTED != 0;
                 match received {
                     Received::Failed(error) => return Err(error),
-                    Received::Done | Received::Ack => return Ok((replies, interrupted)),
+                    Received::Done | Received::Ack => return Ok(interrupted),
                     Received::Reply(reply) => {
-                        replies.push(reply);
+                        take(reply);
                         if flags & (ACK | DUMP) == 0 {
-                            return Ok((replies, false));
+                            return Ok(false);
                         }
                     }
                 }

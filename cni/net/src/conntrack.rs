@@ -39,20 +39,24 @@ impl Conntrack {
     }
 
     /// Forgets every connection of that transport protocol that was begun towards one of these ports, in both families;
-    /// returns how many. The whole table is looked at, so callers do it only where it matters.
+    /// returns how many. The whole table is looked at (but never held: it may have a million entries), so callers do it
+    /// only where it matters.
     pub fn forget(&mut self, protocol: u8, ports: &[u16]) -> Result<usize, NetlinkError> {
         let mut count = 0;
         for family in [nix::libc::AF_INET as u8, nix::libc::AF_INET6 as u8] {
-            let listed = self.channel.request(SUBSYSTEM << 8 | GET, DUMP, &head(family));
-            let entries = match listed {
-                Ok(entries) => entries,
+            let mut found = Vec::new();
+            // Entries that begin while it is listed already follow the new rules.
+            let listed = self
+                .channel
+                .each(SUBSYSTEM << 8 | GET, DUMP, &head(family), |entry| {
+                    found.extend(matching(&entry.payload, protocol, ports));
+                });
+            match listed {
+                Ok(_) => {}
                 Err(error) if error.is_unsupported() => continue,
                 Err(error) => return Err(error.about(|| "list tracked connections".into())),
-            };
-            for entry in &entries {
-                let Some(body) = matching(&entry.payload, protocol, ports) else {
-                    continue;
-                };
+            }
+            for body in found {
                 match self.channel.request(SUBSYSTEM << 8 | DELETE, ACK, &body) {
                     Ok(_) => count += 1,
                     // It ended by itself.
