@@ -3,7 +3,7 @@
 //! Our daemon and containerd run side by side in this benchmark's namespaces, each with a state of its own and the
 //! same image from the same local registry. Each round takes one pod with one container through its life with every
 //! daemon in turn; a second pass leaves 50 ms of quiet before each call. Then, one daemon after the other: pulls, whole
-//! lives per second with three clients, memory, and how long a killed daemon takes to answer again.
+//! lives per second with three clients, memory, what probing costs, and how long a killed daemon takes to answer again.
 
 mod daemons;
 
@@ -38,6 +38,8 @@ pub(crate) struct Options {
 const CLIENTS: u32 = 3;
 /// How often each daemon is killed.
 const KILLS: u32 = 5;
+/// Exec probes of each pod.
+const PROBES: u32 = 5;
 
 const OPERATIONS: [&str; 9] = [
     "RunPodSandbox",
@@ -141,12 +143,15 @@ async fn pods_per_second(bed: &Bed, clients: &[Client], rounds: u32) -> Result<(
 
 async fn memory_and_restarts(bed: &mut Bed, clients: &[Client], pods: u32) -> Result<()> {
     println!(
-        "\nwith {pods} pods of one container: PSS in KiB; ms from a killed daemon's start to its first answer"
+        "\nwith {pods} pods of one container: PSS in KiB; exec probes, ms; ms from a killed daemon's start to its first \
+         answer"
     );
     for (at, client) in clients.iter().enumerate() {
-        let mut sandboxes = Vec::new();
+        let (mut sandboxes, mut containers) = (Vec::new(), Vec::new());
         for n in 0..pods {
-            sandboxes.push(client.start_pod(bed, &format!("memory-{n}")).await?.0);
+            let (sandbox, container, _) = client.start_pod(bed, &format!("memory-{n}")).await?;
+            sandboxes.push(sandbox);
+            containers.push(container);
         }
         let pss = bed.daemons[at].pss()?;
         println!(
@@ -157,6 +162,17 @@ async fn memory_and_restarts(bed: &mut Bed, clients: &[Client], pods: u32) -> Re
             pss.helpers_total,
             pss.helper_largest,
             pss.daemon + pss.helpers_total
+        );
+        let before = bed.daemons[at].cpu()?;
+        print_row(
+            "  probe",
+            &[(client.name.clone(), client.probe(&containers).await?)],
+        );
+        let cpu = bed.daemons[at].cpu()?.saturating_sub(before) / (PROBES * pods);
+        println!(
+            "  {:<12} CPU {:.1} ms a probe",
+            client.name,
+            cpu.as_secs_f64() * 1e3
         );
         let mut restarts = Samples::default();
         let mut again = None;
@@ -307,6 +323,29 @@ impl Client {
         };
         let (start, _) = timed(quiet, rpc.start_container(request)).await?;
         Ok((sandbox, container, [run, create, start]))
+    }
+
+    /// Probes each container once a second.
+    async fn probe(&self, containers: &[String]) -> Result<Samples> {
+        let mut samples = Samples::default();
+        let mut next = tokio::time::Instant::now();
+        for _ in 0..PROBES {
+            for container_id in containers {
+                let probe = v1::ExecSyncRequest {
+                    container_id: container_id.clone(),
+                    cmd: vec!["true".to_owned()],
+                    timeout: 10,
+                };
+                samples.push(
+                    timed(Duration::ZERO, self.runtime.clone().exec_sync(probe))
+                        .await?
+                        .0,
+                );
+                next += Duration::from_secs(1) / u32::try_from(containers.len())?;
+                tokio::time::sleep_until(next).await;
+            }
+        }
+        Ok(samples)
     }
 
     async fn end_pod(&self, sandbox: &str) -> Result<()> {

@@ -21,7 +21,7 @@ fn one_round_measures_both_daemons_and_leaves_no_cgroup() {
         "{text}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    for row in ["PullImage", "RunPodSandbox", "StopPodSandbox", "restart"] {
+    for row in ["PullImage", "RunPodSandbox", "StopPodSandbox", "probe", "restart"] {
         let line = text.lines().find(|line| line.trim_start().starts_with(row));
         assert!(
             line.is_some_and(|line| line.contains("orlop ") && line.contains("(p90 ")),

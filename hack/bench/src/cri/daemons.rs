@@ -138,28 +138,24 @@ impl Daemon {
         Ok(())
     }
 
-    /// The memory of the daemon and of its helpers, by the names of their executables.
+    /// The processor time that the daemon, its helpers and the processes that these have waited for have used so far.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        let mut ticks = ticks_of(self.child.id())?;
+        for pid in self.helpers()? {
+            ticks += ticks_of(pid)?;
+        }
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
+    /// The memory of the daemon and of its helpers.
     pub(crate) fn pss(&self) -> Result<Pss> {
-        let helper = if self.name == "orlop" {
-            "orlop-shim"
-        } else {
-            "containerd-shim"
-        };
         let mut pss = Pss {
             daemon: pss_of(self.child.id())?,
             helpers: 0,
             helpers_total: 0,
             helper_largest: 0,
         };
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
-                continue;
-            };
-            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let program = command.split(|b| *b == 0).next().unwrap_or_default();
-            if !String::from_utf8_lossy(program).contains(helper) {
-                continue;
-            }
+        for pid in self.helpers()? {
             let one = pss_of(pid)?;
             pss.helpers += 1;
             pss.helpers_total += one;
@@ -167,6 +163,47 @@ impl Daemon {
         }
         Ok(pss)
     }
+
+    /// Shims and monitors, by the names of their executables.
+    fn helpers(&self) -> Result<Vec<u32>> {
+        let helper = if self.name == "orlop" {
+            "orlop-shim"
+        } else {
+            "containerd-shim"
+        };
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+                continue;
+            };
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let program = command.split(|b| *b == 0).next().unwrap_or_default();
+            if String::from_utf8_lossy(program).contains(helper) {
+                found.push(pid);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Hundredths of a second, as the kernel counts them for programs.
+fn ticks_of(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("failed to read `{path}`"))?;
+    parse_ticks(&text).with_context(|| format!("`{path}` has no times"))
+}
+
+/// The sum of its own user and system time and of those of its children.
+fn parse_ticks(stat: &str) -> Option<u64> {
+    // Behind the name, which may hold anything, the third field comes first; times are the 14th to 17th.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let times: Vec<u64> = fields
+        .split(' ')
+        .skip(11)
+        .take(4)
+        .map_while(|f| f.parse().ok())
+        .collect();
+    (times.len() == 4).then(|| times.iter().sum())
 }
 
 fn pss_of(pid: u32) -> Result<u64> {
@@ -311,4 +348,18 @@ fn end(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_found_behind_any_name() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 100 200 3 4 11 22 33 44 20 0 1 0 500 1000 10";
+        assert_eq!(parse_ticks(stat), Some(110));
+        assert_eq!(parse_ticks("7 (a) S 1"), None);
+        assert_eq!(parse_ticks(""), None);
+        assert!(ticks_of(std::process::id()).is_ok());
+    }
 }
