@@ -112,15 +112,13 @@ pub struct Image {
     pub pinned: bool,
 }
 
-/// What `Images::remove` did.
+/// What `Images::remove` did. The image's layers stay as long as a snapshot uses them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removed {
     /// The image ID.
     pub id: String,
-    /// The references that are gone, tags and digests.
-    pub untagged: Vec<String>,
-    /// Whether the image itself is gone. Its layers stay as long as a snapshot uses them.
-    pub deleted: bool,
+    /// The references that are gone with it, tags and digests.
+    pub names: Vec<String>,
 }
 
 /// How much disk the images take.

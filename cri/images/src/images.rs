@@ -88,7 +88,11 @@ impl Images {
             match self.0.ensure_sound(&layer).await? {
                 Soundness::Sound => {}
                 Soundness::Repaired => report.repaired.push(layer),
-                Soundness::Lost => report.lost.push(layer),
+                // Unless it was removed meanwhile.
+                Soundness::Lost if self.0.shared.with(|state| state.layers.contains_key(&layer)) => {
+                    report.lost.push(layer);
+                }
+                Soundness::Lost => {}
             }
         }
         let disk = self.0.disk.clone();
@@ -125,7 +129,7 @@ impl Images {
         })
     }
 
-    /// Removes what `spec` names: by ID the whole image, by reference that name, and with the last name the image.
+    /// Removes the image that `spec` names, by ID or by any of its references, with all its names: so the CRI has it.
     /// `None` when there is no such image.
     pub async fn remove(&self, spec: &str) -> Result<Option<Removed>, RemoveError> {
         let guard = self.0.records.clone().lock_owned().await;
@@ -266,41 +270,16 @@ impl Store {
             }
             return Ok(None);
         };
-        let reference = spec
-            .parse::<Reference>()
-            .ok()
-            .filter(|reference| record.is_named(reference));
-        let by_name = reference.map(|reference| record.without(&reference));
-        let removed = match by_name {
-            Some((rest, untagged)) if !rest.is_nameless() => {
-                records::save(&self.disk, &rest)?;
-                self.shared.with(|state| {
-                    if let Some(known) = state.images.get_mut(&rest.id) {
-                        known.record = rest;
-                    }
-                });
-                Removed {
-                    id: record.id.to_string(),
-                    untagged,
-                    deleted: false,
-                }
-            }
-            _ => {
-                records::remove(&self.disk, &record.id)?;
-                self.shared.with(|state| {
-                    state.images.remove(&record.id);
-                    open::discard_unreferenced(&self.disk, state)
-                })?;
-                self.empty_trash();
-                let names = record.tags.keys().chain(&record.digests);
-                Removed {
-                    id: record.id.to_string(),
-                    untagged: names.cloned().collect(),
-                    deleted: true,
-                }
-            }
-        };
-        Ok(Some(removed))
+        records::remove(&self.disk, &record.id)?;
+        self.shared.with(|state| {
+            state.images.remove(&record.id);
+            open::discard_unreferenced(&self.disk, state)
+        })?;
+        self.empty_trash();
+        Ok(Some(Removed {
+            id: record.id.to_string(),
+            names: record.tags.into_keys().chain(record.digests).collect(),
+        }))
     }
 
     /// Enters a snapshot into the state before it is made, so that its layers stay.
@@ -461,7 +440,8 @@ impl Store {
         self.shared.with(|state| state.layers.insert(*name, layer));
     }
 
-    /// Gives a new layer its name; a damaged one that has it goes.
+    /// Gives a new layer its name; a damaged one that has it goes. The name itself is made durable before a record refers
+    /// to it; a repaired layer whose name is lost is damaged again, and repaired again.
     pub(crate) fn exchange_layer(&self, name: &Digest, made: &std::path::Path) -> Result<(), FileError> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         let path = self.disk.layer(name);
@@ -477,7 +457,7 @@ impl Store {
             }
             Err(errno) => return Err(FileError::of("rename", &path)(errno)),
         }
-        crate::disk::sync_dir(&self.disk.layers())
+        Ok(())
     }
 }
 

@@ -109,42 +109,6 @@ impl Record {
             Version::Digest(_) => self.digests.contains(&reference.to_string()),
         }
     }
-
-    /// The record without a name, and all names that go with it; with the last tag of a repository go its digests, with
-    /// its last digest its tags. Without any name the image is to be deleted.
-    pub(crate) fn without(&self, reference: &Reference) -> (Self, Vec<String>) {
-        let mut rest = self.clone();
-        let repository = reference.name();
-        let of_repository = |name: &String, separator| {
-            name.strip_prefix(&repository)
-                .is_some_and(|rest| rest.starts_with(separator))
-        };
-        match reference.version() {
-            Version::Tag(_) => {
-                rest.tags.remove(&reference.to_string());
-                if !rest.tags.keys().any(|name| of_repository(name, ':')) {
-                    rest.digests.retain(|name| !of_repository(name, '@'));
-                }
-            }
-            Version::Digest(_) => {
-                rest.digests.remove(&reference.to_string());
-                if !rest.digests.iter().any(|name| of_repository(name, '@')) {
-                    rest.tags.retain(|name, _| !of_repository(name, ':'));
-                }
-            }
-        }
-        let gone_tags = self.tags.keys().filter(|name| !rest.tags.contains_key(*name));
-        let gone = gone_tags
-            .chain(self.digests.difference(&rest.digests))
-            .cloned()
-            .collect();
-        (rest, gone)
-    }
-
-    /// Whether no name is left.
-    pub(crate) fn is_nameless(&self) -> bool {
-        self.tags.is_empty() && self.digests.is_empty()
-    }
 }
 
 fn path(disk: &Disk, id: &Digest) -> PathBuf {
@@ -247,28 +211,6 @@ mod tests {
             layers: Vec::new(),
             size: 0,
         }
-    }
-
-    #[test]
-    fn names_go_one_by_one_and_with_the_last_of_a_repository_its_digests() {
-        let d = Digest::of(b"");
-        let at = |repository: &str| format!("{repository}@{d}");
-        let (a, b) = (at("r.io/a"), at("r.io/ab"));
-        let all = record(&[
-            ("r.io/a:1", 1),
-            ("r.io/a:2", 2),
-            ("r.io/ab:1", 3),
-            (&a, 0),
-            (&b, 0),
-        ]);
-        let (rest, gone) = all.without(&"r.io/a:1".parse().unwrap());
-        assert_eq!(gone, ["r.io/a:1"]);
-        let (rest, gone) = rest.without(&"r.io/a:2".parse().unwrap());
-        assert_eq!(gone, ["r.io/a:2".to_owned(), a.clone()]);
-        assert!(!rest.is_nameless());
-        let (rest, gone) = rest.without(&b.parse().unwrap());
-        assert_eq!(gone, ["r.io/ab:1".to_owned(), b]);
-        assert!(rest.is_nameless());
     }
 
     #[test]

@@ -32,20 +32,17 @@ async fn two_tags_of_one_image_are_one_image() {
     );
     let digests = ["x", "y"].map(|name| registry.name(&format!("{name}@{}", pushed.digest)));
     assert_eq!(all[0].repo_digests, digests);
-    // By tag only the tag goes, by the last one of a repository its digest, by the very last one the image.
+    // By any name all of it goes, as the CRI says of RemoveImage.
     let removed = images.remove(&registry.name("x:1")).await.unwrap().unwrap();
-    assert_eq!(
-        (removed.deleted, removed.untagged),
-        (false, vec![registry.name("x:1")])
-    );
-    assert!(images.find(&registry.name("x:1")).is_none());
-    let removed = images.remove(&registry.name("x:2")).await.unwrap().unwrap();
-    assert_eq!(removed.untagged, [registry.name("x:2"), digests[0].clone()]);
-    assert_eq!(images.find(&pushed.id).unwrap().repo_tags, [registry.name("y:1")]);
-    assert!(images.remove(&digests[1]).await.unwrap().unwrap().deleted);
+    let names = ["x:1", "x:2", "y:1"].map(|name| registry.name(name));
+    assert_eq!(removed.names, [&names[..], &digests].concat());
+    assert_eq!(removed.id, pushed.id);
+    for name in names.iter().chain(&digests).chain([&pushed.id]) {
+        assert!(images.find(name).is_none(), "{name}");
+        assert_eq!(images.remove(name).await.unwrap(), None, "{name}");
+    }
     assert!(images.list().is_empty());
     assert_eq!(images.fs_usage().await.used_bytes, 0);
-    assert_eq!(images.remove(&pushed.id).await.unwrap(), None);
     assert_eq!(images.remove("never:heard").await.unwrap(), None);
     assert!(matches!(
         images.remove("A//b").await,

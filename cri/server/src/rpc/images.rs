@@ -123,7 +123,7 @@ pub(super) async fn remove(
             tracing::info!(
                 image = name,
                 id = removed.id,
-                deleted = removed.deleted,
+                names = ?removed.names,
                 "image is removed"
             );
         }
