@@ -17,6 +17,8 @@ pub(crate) struct Disk {
     /// When the store was opened: names of different openings differ.
     opened: u128,
     counter: AtomicU64,
+    /// How often the emptying of the trash was asked for since somebody began with it.
+    emptying: AtomicU64,
     /// Told about each step.
     pub(crate) steps: Steps,
 }
@@ -30,6 +32,7 @@ impl Disk {
             root,
             opened,
             counter: AtomicU64::new(0),
+            emptying: AtomicU64::new(0),
             steps,
         };
         fs::create_dir_all(&disk.root).map_err(FileError::of("create", &disk.root))?;
@@ -112,10 +115,25 @@ impl Disk {
         }
     }
 
-    /// Deletes what is in the trash. What can't be deleted stays until the next open.
+    /// Deletes what is in the trash, or leaves that to whoever is at it. What can't be deleted stays until the next open.
     pub(crate) fn empty_trash(&self) {
-        if let Err(error) = removal::empty(&self.trash()) {
-            tracing::warn!(error = %Chain(&error), "failed to empty the trash of the image store");
+        // Several at once would be in each other's way in one directory.
+        let mut asked = self.emptying.fetch_add(1, Ordering::AcqRel) + 1;
+        if asked > 1 {
+            return;
+        }
+        // Goes on as long as others ask meanwhile.
+        loop {
+            if let Err(error) = removal::empty(&self.trash()) {
+                tracing::warn!(error = %Chain(&error), "failed to empty the trash of the image store");
+            }
+            match self
+                .emptying
+                .compare_exchange(asked, 0, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return,
+                Err(more) => asked = more,
+            }
         }
     }
 }
@@ -182,6 +200,33 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_is_asked_to_be_deleted_is_deleted_by_whoever_is_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path().to_owned(), Steps::default()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let disk = &disk;
+                scope.spawn(move || {
+                    for n in 0..50 {
+                        let tree = dir_of(disk, &format!("{thread}-{n}"));
+                        assert!(disk.discard(&tree).unwrap());
+                        disk.empty_trash();
+                    }
+                });
+            }
+        });
+        assert!(names(&disk.trash()).unwrap().is_empty());
+        assert_eq!(disk.emptying.load(Ordering::Acquire), 0);
+    }
+
+    fn dir_of(disk: &Disk, name: &str) -> PathBuf {
+        let dir = disk.layers().join(name);
+        fs::create_dir_all(dir.join("a/b")).unwrap();
+        fs::write(dir.join("a/b/file"), "x").unwrap();
+        dir
+    }
 
     #[test]
     fn names_of_two_openings_differ() {

@@ -7,7 +7,7 @@
 //! layer's chain ID is its diff ID, so one name never means two things.
 //!
 //! A layer is unpacked into `layers/<hex>.<n>.tmp`, with a marker `complete` beside its files; all of it is made durable;
-//! then it gets its name. The marker holds counts and a
+//! then it gets its name, which is on the disk before a record refers to it. The marker holds counts and a
 //! fingerprint of names, sizes, owners, modes and times: a layer that lost bytes in a power cut (the classic: files of
 //! zero bytes) no longer has it, is found by [`check`] and made anew from its blob. `implied`, where there is one, lists
 //! the directories without entries, which [`fits`] asks about.

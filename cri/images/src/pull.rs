@@ -20,7 +20,7 @@ use crate::manifest::{
 use crate::records::{self, Record};
 use crate::reference::{Reference, Version};
 use crate::registry::{RegistryError, Session};
-use crate::state::{Known, Lease};
+use crate::state::{Known, Lease, State};
 use crate::step::Step;
 use crate::{Credentials, PullError, hosts};
 
@@ -309,6 +309,14 @@ fn commit(store: &Store, mut known: Known, reference: &Reference, top: Digest) -
     }
     if store.config.discard_blobs {
         for layer in &known.record.layers {
+            // One that another pull needs goes with that one.
+            let leases = |state: &mut State| {
+                let leases = state.leases.values();
+                leases.filter(|lease| lease.contains(&layer.blob)).count()
+            };
+            if store.shared.with(leases) > 1 {
+                continue;
+            }
             store.shared.with(|state| state.blobs.remove(&layer.blob));
             store.disk.discard(&store.disk.blob(&layer.blob))?;
             store.disk.steps.reach(Step::BlobDiscarded);

@@ -12,7 +12,7 @@ const GZIP: Compression = Compression::Gzip;
 struct Bench {
     registry: FakeRegistry,
     images: Images,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     name: String,
     pushed: Pushed,
 }
@@ -30,7 +30,7 @@ async fn bench() -> Bench {
     Bench {
         registry,
         images,
-        _dir: dir,
+        dir,
         name,
         pushed,
     }
@@ -91,6 +91,34 @@ async fn a_silent_server_is_given_up_in_time() {
         .await
         .unwrap();
     assert_eq!(pulled.unwrap().id, bench.pushed.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_is_cancelled_leaves_nothing() {
+    let bench = bench().await;
+    let blob = format!("blobs/{}", bench.pushed.layers[0]);
+    bench.registry.fail(&blob, Fault::Stall);
+    let ingest = bench.dir.path().join("ingest");
+    let in_flight = || crate::disk::names(&ingest).unwrap().len();
+    {
+        let mut pull = std::pin::pin!(bench.pull());
+        let mut log = Vec::new();
+        while !log.iter().any(|line: &String| line.contains(&blob)) || in_flight() == 0 {
+            let pause = Duration::from_millis(5);
+            assert!(tokio::time::timeout(pause, pull.as_mut()).await.is_err());
+            log.extend(bench.registry.take_log());
+        }
+    }
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while in_flight() > 0 {
+        assert!(std::time::Instant::now() < until, "the half blob stays");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(bench.images.list().is_empty());
+    // Nothing is locked, and what came whole isn't fetched again.
+    assert_eq!(bench.pull().await.unwrap().id, bench.pushed.id);
+    bench.images.remove(&bench.pushed.id).await.unwrap().unwrap();
+    assert_eq!(bench.images.fs_usage().await.used_bytes, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
