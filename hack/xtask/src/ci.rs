@@ -85,6 +85,11 @@ pub(crate) fn list() {
     }
 }
 
+/// A step's command line.
+pub(crate) fn command(name: &str) -> Option<&'static str> {
+    STEPS.iter().find(|s| s.name == name).map(|s| s.command)
+}
+
 /// Runs the named steps, or all.
 pub(crate) fn run(names: &[String]) -> Result<()> {
     for name in names {

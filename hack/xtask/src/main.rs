@@ -4,6 +4,7 @@ mod ci;
 mod deps;
 mod features;
 mod sh;
+mod soak;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -40,6 +41,8 @@ enum Command {
     Gen,
     /// Compare with the generated files' sources without writing
     CheckGen,
+    /// Run fuzzers, kills and suites for hours, until something fails
+    Soak(soak::Wish),
     /// Measure Orlop beside its peers: `bench oci` or `bench cri`, then `--help` for the options
     Bench {
         /// What to measure and how
@@ -61,6 +64,7 @@ fn main() -> Result<()> {
         Command::CheckFeatures { ran, .. } => features::check(ran.as_deref()),
         Command::Gen => generated("cri"),
         Command::CheckGen => generated("check-cri"),
+        Command::Soak(wish) => soak::run(wish),
         Command::Bench { args } => {
             let mut command = vec!["run", "--quiet", "--release", "--package", "hack-bench", "--"];
             command.extend(args.iter().map(String::as_str));
