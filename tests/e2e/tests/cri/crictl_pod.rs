@@ -1,7 +1,6 @@
 //! A pod's life with crictl.
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -203,15 +202,34 @@ fn events_are_told_as_they_happen() {
     in_node(Node::builder(), |node| {
         let crictl = node.crictl()?;
         crictl.ok(&["pull", "orlop.test/busybox:1"])?;
-        let mut watcher = crictl.spawn(&["events", "-o", "json"])?;
-        std::thread::sleep(Duration::from_millis(500));
+        let file = node.tmp().join("events");
+        let mut command = crictl.command(&["events", "-o", "json"]);
+        command.stdin(Stdio::null()).stdout(std::fs::File::create(&file)?);
+        let mut watcher = node.spawn(&mut command)?;
+        let told = || -> Result<String> { Ok(std::fs::read_to_string(&file)?) };
+        // Whether it listens can only be seen by what it hears.
+        wait_until("crictl to listen", PATIENCE, || {
+            let sandbox = crictl.run_pod(&PodSpec::new("heard"))?;
+            crictl.remove_pod(&sandbox)?;
+            Ok(told()?.contains("heard"))
+        })?;
         let pod = PodSpec::new("told");
         let (sandbox, container) = crictl.start_pod(&pod, &ContainerSpec::sh("main", "exit 4"))?;
         until_state(&crictl, &container, "CONTAINER_EXITED")?;
         crictl.remove_pod(&sandbox)?;
-        std::thread::sleep(Duration::from_millis(500));
+        let of_container = || -> Result<String> {
+            let told = told()?;
+            let at = told.find(&container).unwrap_or(told.len());
+            // Each event begins with the ID.
+            Ok(told[at..].to_owned())
+        };
+        let heard = wait_until("the last event", PATIENCE, || {
+            Ok(of_container()?.contains("CONTAINER_DELETED"))
+        });
         watcher.kill()?;
-        let told = run::finish("crictl events", watcher, PATIENCE)?.stdout;
+        watcher.wait()?;
+        heard.with_context(|| format!("it heard {:?}", told()))?;
+        let told = of_container()?;
         let mut from = 0;
         for kind in [
             "CONTAINER_CREATED",

@@ -1,7 +1,5 @@
 //! Things that break around the daemon: a shim that dies, a plugin that hangs, a disk that is full.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests_harness::{Node, PodSpec, Snapshot, wait_until};
@@ -67,13 +65,8 @@ fn a_hung_plugin_is_given_up() {
         let hanging = json!({ "cniVersion": "1.0.0", "name": "orlop", "plugins": [{ "type": "hang" }] });
         node.write("/etc/cni/net.d/10-orlop.conflist", &hanging.to_string())?;
         let crictl = node.crictl()?;
-        let begun = Instant::now();
+        // crictl's own patience is longer: its error wouldn't name the plugin.
         crictl.try_run_pod(&PodSpec::new("stuck"), &[])?.refused("hang")?;
-        ensure!(
-            begun.elapsed() < Duration::from_secs(20),
-            "it took {:?}",
-            begun.elapsed()
-        );
         // The daemon goes on trying to clean up: once the plugin works again, it succeeds.
         node.write("/opt/cni/bin/hang", "#!/bin/sh\ncat >/dev/null\n")?;
         node.write("/etc/cni/net.d/10-orlop.conflist", &usual)?;
@@ -97,7 +90,7 @@ fn until_clean(node: &Node, before: &Snapshot) -> Result<()> {
 
 #[test]
 fn other_calls_go_on_while_a_plugin_hangs() {
-    in_node(Node::builder().config("[cni]\ntimeout_seconds = 5\n"), |node| {
+    in_node(Node::builder().config("[cni]\ntimeout_seconds = 90\n"), |node| {
         let before = settled(node)?;
         let crictl = node.crictl()?;
         let (sandbox, id) = crictl.start_pod(&PodSpec::new("works"), &sleeper("main"))?;
@@ -111,18 +104,17 @@ fn other_calls_go_on_while_a_plugin_hangs() {
             &json!({ "metadata": { "name": "stuck", "namespace": "default", "uid": "stuck" } }).to_string(),
         )?;
         let mut stuck = crictl.spawn(&["runp", "/run/stuck.json"])?;
-        std::thread::sleep(Duration::from_millis(500));
-        let begun = Instant::now();
+        let hangs = || Ok(node.run("pgrep", &["-x", "-f", "sleep 1000"])?.code == 0);
+        wait_until("the plugin to hang", PATIENCE, hangs)?;
         ensure!(crictl.ok(&["exec", "-s", &id, "echo", "here"])? == "here");
         crictl.ok(&["pods"])?;
         ensure!(
-            begun.elapsed() < Duration::from_secs(3),
-            "others waited {:?}",
-            begun.elapsed()
+            stuck.try_wait()?.is_none() && hangs()?,
+            "the others waited for it"
         );
-        ensure!(stuck.try_wait()?.is_none(), "it didn't hang");
-        stuck.wait()?;
         node.write("/opt/cni/bin/hang", "#!/bin/sh\ncat >/dev/null\n")?;
+        node.run("pkill", &["-KILL", "-x", "-f", "sleep 1000"])?.ok()?;
+        stuck.wait()?;
         node.write("/etc/cni/net.d/10-orlop.conflist", &usual)?;
         for old in crictl.ok(&["pods", "-q", "--name", "^stuck$"])?.lines() {
             crictl.remove_pod(old)?;

@@ -1,7 +1,6 @@
 //! Beside others: runc and crun under orlop-cri, and orlop-oci under containerd.
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tests_harness::{ContainerSpec, Node, PodSpec, tools, wait_until};
@@ -119,14 +118,15 @@ fn containerd_runs_orlop_oci() {
             "{removed}"
         );
         ctr(&["containers", "rm", "c1"])?.ok()?;
-        stop(&mut containerd)
+        stop(node, &mut containerd)
     });
 }
 
-fn stop(child: &mut std::process::Child) -> Result<()> {
+fn stop(node: &Node, child: &mut std::process::Child) -> Result<()> {
     child.kill()?;
     child.wait()?;
-    // Its shim ends by itself.
-    std::thread::sleep(Duration::from_millis(300));
-    Ok(())
+    wait_until("containerd's shim to end by itself", PATIENCE, || {
+        Ok(node.run("pgrep", &["-f", "containerd-shim"])?.code != 0)
+    })
+    .map(drop)
 }

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tests_harness::{ContainerSpec, Node, PodSpec};
+use tests_harness::{ContainerSpec, Node, PodSpec, wait_until};
 
-use crate::bed::{in_node, settled, sleeper, until_state};
+use crate::bed::{PATIENCE, in_node, settled, sleeper, until_state};
 
 const PODS: usize = 20;
 
@@ -41,20 +41,22 @@ fn twenty_pods_survive_the_daemon() {
             .iter()
             .map(|(_, id)| pid_of(node, id))
             .collect::<Result<Vec<_>>>()?;
-        for (_, _, id) in &end {
-            // Made from inside, after the daemon is dead, by a process that was started before.
-            crictl.ok(&[
-                "exec",
-                "-s",
-                id,
-                "sh",
-                "-c",
-                "(sleep 2; touch /tmp/end) >/dev/null 2>&1 </dev/null &",
-            ])?;
-        }
+        let ending = end
+            .iter()
+            .map(|(_, _, id)| pid_of(node, id))
+            .collect::<Result<Vec<_>>>()?;
         drop(crictl);
         node.kill_daemon()?;
-        std::thread::sleep(Duration::from_secs(4));
+        for pid in &ending {
+            node.run("touch", &[&format!("/proc/{pid}/root/tmp/end")])?.ok()?;
+        }
+        wait_until("the containers to end by themselves", PATIENCE, || {
+            node.inside(|| {
+                Ok(ending
+                    .iter()
+                    .all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()))
+            })
+        })?;
         let begun = Instant::now();
         let listening = node.start_daemon()?;
         node.crictl()?.ok(&["version"])?;
