@@ -168,8 +168,8 @@ impl Node {
         let mut image_mounts = BTreeMap::new();
         for (n, image) in &plan.image_mounts {
             if let Some(mount) = plan.config.mounts.get(*n) {
-                let digest = names_of(image).digest.unwrap_or_else(|| image.id.clone());
-                image_mounts.insert(mount.container_path.clone(), digest);
+                // What PullImage answered, which is what the kubelet puts into the pod's status.
+                image_mounts.insert(mount.container_path.clone(), image.id.clone());
             }
         }
         Ok(ContainerRecord {

@@ -141,6 +141,7 @@ pub(super) async fn fs_info(
         mountpoint: usage.path.display().to_string(),
         used_bytes: usage.used_bytes,
         inodes_used: usage.inodes,
+        on: None,
     };
     let mut containers = WritableLayer {
         mountpoint: images.mountpoint.clone(),

@@ -6,11 +6,12 @@ use cri_api::v1::*;
 use oci_runtime_cgroups::Stats;
 
 use super::Answers;
-use super::stats::{interfaces, layer, read, stream_read};
+use super::stats::{file_system, interfaces, layer, processes, read, stream_read};
 use crate::errors::CallError;
 use crate::node::{Node, blocking};
 use crate::stats::{
-    ContainerMetricsInput, SandboxMetricsInput, WritableLayer, metric_descriptors, sandbox_metrics,
+    ContainerMetricsInput, CpuLimits, Processes, SandboxMetricsInput, WritableLayer, metric_descriptors,
+    sandbox_metrics,
 };
 use crate::store::{Container as StoredContainer, ContainerPhase, Sandbox as StoredSandbox, SandboxPhase};
 
@@ -63,6 +64,8 @@ struct Read {
     started_at: i64,
     stats: Option<Stats>,
     layer: Option<WritableLayer>,
+    processes: Option<Processes>,
+    cpu: CpuLimits,
 }
 
 async fn metrics(node: Arc<Node>, sandbox: Arc<StoredSandbox>) -> Result<PodSandboxMetrics, CallError> {
@@ -84,12 +87,19 @@ async fn metrics(node: Arc<Node>, sandbox: Arc<StoredSandbox>) -> Result<PodSand
             started_at,
             stats: None,
             layer: layer(&node, &container).await,
+            processes: None,
+            cpu: CpuLimits::of(record.config.linux.as_ref().and_then(|l| l.resources.as_ref())),
             container,
         });
     }
     blocking(move || {
+        let on = file_system(&node);
         for c in &mut containers {
             c.stats = read(&node, &c.cgroup);
+            c.processes = processes(&node, &c.cgroup);
+            if let Some(layer) = &mut c.layer {
+                layer.on = on;
+            }
         }
         let record = sandbox.record();
         let metadata = record.config.metadata.clone().unwrap_or_default();
@@ -120,5 +130,7 @@ fn input(read: &Read) -> ContainerMetricsInput<'_> {
         started_at: read.started_at,
         stats: read.stats.as_ref(),
         layer: read.layer.as_ref(),
+        processes: read.processes,
+        cpu: read.cpu,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Reading a cgroup takes a few files; lists read many of them where blocking is fine.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use cri_api::v1::*;
@@ -11,7 +12,7 @@ use oci_runtime_cgroups::{Cgroup, Stats};
 use super::Answers;
 use crate::errors::CallError;
 use crate::node::{Node, blocking};
-use crate::stats::{self, InterfaceStats, Reading, WritableLayer};
+use crate::stats::{self, FileSystem, InterfaceStats, Processes, Reading, WritableLayer};
 use crate::store::{
     Container as StoredContainer, ContainerPhase, Sandbox as StoredSandbox, SandboxPhase, filter,
 };
@@ -38,6 +39,24 @@ pub(super) async fn layer(node: &Node, container: &StoredContainer) -> Option<Wr
         mountpoint: node.paths.root().join("images").display().to_string(),
         used_bytes: usage.bytes,
         inodes_used: usage.inodes,
+        on: None,
+    })
+}
+
+/// How many processes a container has and what they hold open; `None` when its cgroup can't be read.
+pub(super) fn processes(node: &Node, cgroup: &str) -> Option<Processes> {
+    let cgroup = Cgroup::new(cgroup, node.config().cgroup.driver.into()).ok()?;
+    let pids = cgroup.pids(true).ok()?;
+    Some(Processes::count(Path::new("/proc"), &pids))
+}
+
+/// The file system of images and writable layers.
+pub(super) fn file_system(node: &Node) -> Option<FileSystem> {
+    let all = nix::sys::statvfs::statvfs(&node.paths.root().join("images")).ok()?;
+    Some(FileSystem {
+        bytes: all.blocks().saturating_mul(all.fragment_size()),
+        inodes: all.files(),
+        free_inodes: all.files_available(),
     })
 }
 

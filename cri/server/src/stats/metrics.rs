@@ -7,7 +7,7 @@
 use cri_api::v1;
 use oci_runtime_cgroups::{IoStats, Stats};
 
-use super::{InterfaceStats, WritableLayer};
+use super::{InterfaceStats, Processes, WritableLayer};
 
 /// What every series is labelled with, as the kubelet's own cadvisor does.
 const LABELS: [&str; 6] = ["container", "id", "image", "name", "namespace", "pod"];
@@ -31,6 +31,36 @@ pub struct ContainerMetricsInput<'a> {
     pub stats: Option<&'a Stats>,
     /// Its writable layer.
     pub layer: Option<&'a WritableLayer>,
+    /// Its processes, if it runs.
+    pub processes: Option<Processes>,
+    /// What it was given of the CPUs.
+    pub cpu: CpuLimits,
+}
+
+/// What a container is given of the CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuLimits {
+    /// Its weight against others.
+    pub shares: u64,
+    /// The period of enforcement in microseconds.
+    pub period: u64,
+    /// What it may use in a period, in microseconds; `None`: all there is.
+    pub quota: Option<u64>,
+}
+
+impl CpuLimits {
+    /// As asked for; what isn't said is the kernel's default.
+    pub fn of(asked: Option<&v1::LinuxContainerResources>) -> Self {
+        let positive = |number: fn(&v1::LinuxContainerResources) -> i64| {
+            let number = asked.map_or(0, number);
+            u64::try_from(number).ok().filter(|n| *n > 0)
+        };
+        Self {
+            shares: positive(|r| r.cpu_shares).unwrap_or(1024),
+            period: positive(|r| r.cpu_period).unwrap_or(100_000),
+            quota: positive(|r| r.cpu_quota),
+        }
+    }
 }
 
 /// A pod sandbox, for its metrics.
@@ -95,7 +125,16 @@ const PLAIN: [(&str, &str, v1::MetricType, Read); 29] = [
 
 /// Those that are labelled, or come from somewhere else than the cgroup.
 #[rustfmt::skip]
-const OTHERS: [(&str, &str, &[&str]); 17] = [
+const OTHERS: [(&str, &str, &[&str]); 26] = [
+    ("container_processes", "Number of processes running inside the container.", &[]),
+    ("container_file_descriptors", "Number of open file descriptors for the container.", &[]),
+    ("container_sockets", "Number of open sockets for the container.", &[]),
+    ("container_spec_cpu_period", "CPU period of the container.", &[]),
+    ("container_spec_cpu_quota", "CPU quota of the container.", &[]),
+    ("container_spec_cpu_shares", "CPU share of the container.", &[]),
+    ("container_fs_limit_bytes", "Number of bytes that can be consumed by the container on this filesystem.", &["device"]),
+    ("container_fs_inodes_total", "Number of inodes.", &["device"]),
+    ("container_fs_inodes_free", "Number of available inodes.", &["device"]),
     ("container_pressure_io_waiting_seconds_total", "Total time duration tasks in the container have waited due to IO congestion.", &[]),
     ("container_blkio_device_usage_total", "Blkio device bytes usage.", &["major", "minor", "operation"]),
     ("container_hugetlb_usage_bytes", "Current hugepage usage in bytes.", &["pagesize"]),
@@ -145,6 +184,16 @@ pub fn sandbox_metrics(at: i64, pod: &SandboxMetricsInput<'_>) -> v1::PodSandbox
         let mut series = Series::new(at, [c.name, c.cgroup, c.image, c.id, pod.namespace, pod.pod]);
         series.cgroup(c.stats);
         series.times(c.started_at);
+        series.cpu_limits(c.cpu);
+        if let Some(processes) = c.processes {
+            for (name, value) in [
+                ("container_processes", processes.count),
+                ("container_file_descriptors", processes.descriptors),
+                ("container_sockets", processes.sockets),
+            ] {
+                series.push(name, Gauge, &[], value);
+            }
+        }
         if let Some(layer) = c.layer {
             series.push(
                 "container_fs_usage_bytes",
@@ -158,6 +207,15 @@ pub fn sandbox_metrics(at: i64, pod: &SandboxMetricsInput<'_>) -> v1::PodSandbox
                 &[&layer.mountpoint],
                 layer.inodes_used,
             );
+            if let Some(on) = layer.on {
+                for (name, value) in [
+                    ("container_fs_limit_bytes", on.bytes),
+                    ("container_fs_inodes_total", on.inodes),
+                    ("container_fs_inodes_free", on.free_inodes),
+                ] {
+                    series.push(name, Gauge, &[&layer.mountpoint], value);
+                }
+            }
         }
         v1::ContainerMetrics {
             container_id: c.id.to_owned(),
@@ -255,6 +313,14 @@ impl Series {
         self.push("container_start_time_seconds", Gauge, &[], seconds(started_at));
     }
 
+    fn cpu_limits(&mut self, cpu: CpuLimits) {
+        self.push("container_spec_cpu_period", Gauge, &[], cpu.period);
+        self.push("container_spec_cpu_shares", Gauge, &[], cpu.shares);
+        if let Some(quota) = cpu.quota {
+            self.push("container_spec_cpu_quota", Gauge, &[], quota);
+        }
+    }
+
     fn network(&mut self, interfaces: &[InterfaceStats]) {
         for i in interfaces.iter().filter(|i| i.name != "lo") {
             let counters = [
@@ -301,7 +367,10 @@ mod tests {
     }
 
     fn metrics(stats: &Stats) -> v1::PodSandboxMetrics {
-        let layer = WritableLayer::default();
+        let layer = WritableLayer {
+            on: Some(crate::stats::FileSystem::default()),
+            ..WritableLayer::default()
+        };
         let interfaces = [InterfaceStats {
             name: "eth0".to_owned(),
             rx_bytes: 9,
@@ -315,6 +384,11 @@ mod tests {
             started_at: 3_000_000_000,
             stats: Some(stats),
             layer: Some(&layer),
+            processes: Some(Processes::default()),
+            cpu: CpuLimits::of(Some(&v1::LinuxContainerResources {
+                cpu_quota: 20_000,
+                ..Default::default()
+            })),
         };
         let pod = SandboxMetricsInput {
             id: "s1",
@@ -380,6 +454,22 @@ mod tests {
         assert_eq!(rx.value.unwrap().value, 9);
         let start = find(&got.metrics, "container_start_time_seconds");
         assert_eq!(start.value.unwrap().value, 2);
+    }
+
+    #[test]
+    fn cpu_limits_that_are_not_said_are_the_kernel_s() {
+        let none = CpuLimits {
+            shares: 1024,
+            period: 100_000,
+            quota: None,
+        };
+        assert_eq!(CpuLimits::of(None), none);
+        let unlimited = v1::LinuxContainerResources {
+            cpu_quota: -1,
+            cpu_shares: 2,
+            ..Default::default()
+        };
+        assert_eq!(CpuLimits::of(Some(&unlimited)), CpuLimits { shares: 2, ..none });
     }
 
     #[test]

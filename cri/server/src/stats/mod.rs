@@ -7,12 +7,16 @@
 //! from the CRI server (KEP-2371).
 
 mod metrics;
+mod processes;
 mod samples;
 
 use cri_api::v1;
 use oci_runtime_cgroups::{Pressure, Psi, Stall, Stats};
 
-pub use metrics::{ContainerMetricsInput, SandboxMetricsInput, metric_descriptors, sandbox_metrics};
+pub use metrics::{
+    ContainerMetricsInput, CpuLimits, SandboxMetricsInput, metric_descriptors, sandbox_metrics,
+};
+pub use processes::Processes;
 pub use samples::CpuSamples;
 
 /// Counters of one network interface, as rtnetlink's `rtnl_link_stats64` has them.
@@ -47,6 +51,19 @@ pub struct WritableLayer {
     pub used_bytes: u64,
     /// Files, directories and all else with an inode.
     pub inodes_used: u64,
+    /// The file system that it is on.
+    pub on: Option<FileSystem>,
+}
+
+/// The size of a file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Inodes in all.
+    pub inodes: u64,
+    /// Inodes that are free.
+    pub free_inodes: u64,
 }
 
 /// A cgroup's statistics with what the moment adds.
@@ -252,6 +269,7 @@ mod tests {
             mountpoint: "/x".to_owned(),
             used_bytes: 1,
             inodes_used: 2,
+            on: None,
         };
         let got = container_stats(
             v1::ContainerAttributes::default(),

@@ -179,7 +179,7 @@ pub struct ContainerRecord {
     pub user: User,
     /// Whether its init is the first process of a PID namespace of its own, so that all end with it.
     pub own_pid_namespace: bool,
-    /// Images mounted as volumes: the container path, and the digest of what is there.
+    /// Images mounted as volumes: the container path, and the ID of what is there.
     #[serde(default)]
     pub image_mounts: BTreeMap<String, String>,
     /// Where it is in its life.
