@@ -28,9 +28,13 @@ pub(crate) fn settled(node: &Node) -> Result<Snapshot> {
     node.snapshot()
 }
 
-/// A container that stays.
+/// A container that stays, and ends well when it is asked to. It waits without children: they would come and go between
+/// two looks at the processes.
 pub(crate) fn sleeper(name: &str) -> ContainerSpec {
-    ContainerSpec::sh(name, "trap 'exit 0' TERM; while :; do sleep 0.1; done")
+    ContainerSpec::sh(
+        name,
+        "trap 'exit 0' TERM; mkfifo /tmp/never; read -r _ <>/tmp/never",
+    )
 }
 
 /// Waits for a container's state.

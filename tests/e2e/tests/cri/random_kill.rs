@@ -153,10 +153,14 @@ fn runtime_round(shared: &Node, handler: &str, nth: u64, round: u32) -> Result<(
     let outcome = loop {
         let outcome = life(shared, handler, &pod);
         lives += 1;
+        if outcome.is_err() {
+            // The caller may hear of a death before the killer has ended.
+            wait_until("the assassin", PATIENCE, || Ok(assassin.try_wait()?.is_some()))
+                .with_context(|| format!("nothing was killed, but: {outcome:?}"))?;
+        }
         if assassin.try_wait()?.is_some() {
             break outcome;
         }
-        outcome.context("nothing was killed")?;
         ensure!(lives < 10, "{lives} lives went by, and nothing could be killed");
     };
     let told = run::finish("the assassin", assassin, PATIENCE)?;
