@@ -7,14 +7,17 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, anyhow, ensure};
 use tests_images::Testbed;
 
-/// One of ours: in `$ORLOP_BIN_DIR`, or in `target/orlop` where `hack/build` puts them.
+/// One of ours: in `$ORLOP_BIN_DIR`, or in `orlop` in cargo's target folder where `hack/build` puts them.
 ///
 /// # Errors
 /// It isn't there.
 pub fn ours(name: &str) -> Result<PathBuf> {
     let dir = match std::env::var_os("ORLOP_BIN_DIR") {
         Some(dir) => PathBuf::from(dir),
-        None => bed()?.workspace().join("target/orlop"),
+        None => {
+            let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+            bed()?.workspace().join(target).join("orlop")
+        }
     };
     let path = dir.join(name);
     ensure!(
