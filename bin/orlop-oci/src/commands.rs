@@ -7,11 +7,11 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use oci_runtime_container::{CreateOptions, ErrorKind, ExecError, Runtime, State, Stdio, load_spec};
+use oci_runtime_container::{CreateOptions, Runtime, State, Stdio, load_spec};
 
 use crate::args::{Arguments, Usage};
 use crate::log::{Level, Log};
-use crate::relay::Relay;
+use crate::relay::{Relay, Terminal};
 use crate::{features, protect, spec};
 
 /// Runs a command; its exit code.
@@ -39,17 +39,9 @@ pub(crate) fn dispatch(arguments: &Arguments, runtime: &Runtime, log: &Log) -> a
     }
 }
 
-/// runc's codes: 1, but of `run` and `exec` 255, as 1 could be the process's own.
-pub(crate) fn exit_code(arguments: &Arguments, error: &anyhow::Error) -> u8 {
-    if arguments.command == "exec" {
-        let kind = error.downcast_ref::<ExecError>().map(ExecError::kind);
-        return match kind {
-            Some(ErrorKind::CommandNotFound) => 127,
-            Some(ErrorKind::CommandNotExecutable) => 126,
-            _ => 255,
-        };
-    }
-    1
+/// runc's codes: 1, but of `exec` 255, as 1 could be the process's own.
+pub(crate) fn exit_code(arguments: &Arguments) -> u8 {
+    if arguments.command == "exec" { 255 } else { 1 }
 }
 
 fn warn(log: &Log, warnings: Vec<String>) -> anyhow::Result<u8> {
@@ -115,12 +107,19 @@ fn run(arguments: &Arguments, runtime: &Runtime, log: &Log) -> anyhow::Result<u8
     let relay = if detach { None } else { Some(Relay::new()?) };
     let created = runtime.create(options)?;
     warn(log, created.warnings)?;
-    if let Err(error) = runtime.start(&id) {
-        let _ = runtime.delete(&id, true);
-        return Err(error.into());
-    }
+    let terminal = created.console.map(Terminal::new).transpose();
+    let started = terminal
+        .map_err(anyhow::Error::from)
+        .and_then(|terminal| Ok((warn(log, runtime.start(&id)?)?, terminal)));
+    let (_, terminal) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            let _ = runtime.delete(&id, true);
+            return Err(error);
+        }
+    };
     let Some(relay) = relay else { return Ok(0) };
-    let exit = relay.wait(created.pid, created.console);
+    let exit = relay.wait(created.pid, terminal);
     if !arguments.is_set("keep") {
         warn(log, runtime.delete(&id, true)?)?;
     }
@@ -128,6 +127,11 @@ fn run(arguments: &Arguments, runtime: &Runtime, log: &Log) -> anyhow::Result<u8
 }
 
 fn list(arguments: &Arguments, runtime: &Runtime) -> anyhow::Result<u8> {
+    // A mistyped folder is not an empty one; the usual one need not be there before the first container.
+    if arguments.value("root").is_some() {
+        std::fs::metadata(runtime.root())
+            .with_context(|| format!("failed to list `{}`", runtime.root().display()))?;
+    }
     let states = runtime.list()?;
     if arguments.is_set("quiet") {
         states.iter().for_each(|state| println!("{}", state.id));
@@ -153,16 +157,24 @@ fn print_table(states: &[State]) {
         .max()
         .unwrap_or(0)
         .max(2);
+    let bundles = states.iter().map(|state| state.bundle.as_os_str().len()).max();
+    let bundles = bundles.unwrap_or(0).max(6);
     println!(
-        "{:width$}  {:8}  {:8}  {:30}  BUNDLE",
-        "ID", "PID", "STATUS", "CREATED"
+        "{:width$}  {:8}  {:8}  {:bundles$}  {:30}  OWNER",
+        "ID", "PID", "STATUS", "BUNDLE", "CREATED"
     );
     for state in states {
-        let State { id, pid, created, .. } = state;
-        let bundle = state.bundle.display();
+        let State {
+            id,
+            pid,
+            created,
+            owner,
+            ..
+        } = state;
         println!(
-            "{id:width$}  {pid:<8}  {:8}  {created:30}  {bundle}",
-            state.status.to_string()
+            "{id:width$}  {pid:<8}  {:8}  {:bundles$}  {created:30}  {owner}",
+            state.status.to_string(),
+            state.bundle.display().to_string()
         );
     }
 }

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log.write(Level::Error, &chain(&error));
-            ExitCode::from(commands::exit_code(&arguments, &error))
+            ExitCode::from(commands::exit_code(&arguments))
         }
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{self, SetArg, Termios};
+use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
 use oci_runtime_sys::process::{self, Exit};
 use oci_runtime_sys::tty;
 
@@ -39,8 +39,7 @@ impl Relay {
     }
 
     /// Waits for the process, passing on signals and bytes.
-    pub(crate) fn wait(mut self, pid: i32, console: Option<OwnedFd>) -> io::Result<Exit> {
-        let mut terminal = console.map(Terminal::new).transpose()?;
+    pub(crate) fn wait(mut self, pid: i32, mut terminal: Option<Terminal>) -> io::Result<Exit> {
         let pidfd = process::pidfd_open(pid)?;
         loop {
             // The child may have ended before the signal descriptor was there, so it's asked each time.
@@ -98,7 +97,7 @@ impl Relay {
 }
 
 /// The caller's terminal, raw while it's connected to the container's.
-struct Terminal {
+pub(crate) struct Terminal {
     main: File,
     before: Option<Termios>,
     input: bool,
@@ -106,15 +105,23 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn new(main: OwnedFd) -> io::Result<Self> {
+    /// Connects them; before the process writes anything, if it can be.
+    pub(crate) fn new(main: OwnedFd) -> io::Result<Self> {
         let before = termios::tcgetattr(io::stdin()).ok();
         if let Some(before) = &before {
             let mut raw = before.clone();
             termios::cfmakeraw(&mut raw);
+            // Output goes on being processed here, so that nothing else need end its lines with a carriage return.
+            raw.output_flags.insert(OutputFlags::OPOST);
             termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &raw)?;
         }
+        let main = File::from(main);
+        // And not in the container's terminal as well: what goes to a file or a pipe here is as it was written.
+        let mut inner = termios::tcgetattr(&main)?;
+        inner.output_flags.remove(OutputFlags::ONLCR);
+        termios::tcsetattr(&main, SetArg::TCSANOW, &inner)?;
         let terminal = Self {
-            main: main.into(),
+            main,
             before,
             input: true,
             output: true,

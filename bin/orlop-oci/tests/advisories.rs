@@ -103,7 +103,7 @@ fn cve_2025_52881_writes_to_proc_go_to_procfs() {
     symlink("/tmp", bundle.rootfs().join("proc")).unwrap();
     bundle.config["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "1" });
     let error = bundle.bad(&["run", &bundle.id]);
-    assert!(error.contains("ordinary folder"), "{error}");
+    assert!(error.contains("ordinary directory"), "{error}");
     // A tmpfs in procfs's place: sysctls and limits are written before the container's mounts exist.
     let mut bundle = Bundle::new("ls /proc | wc -l; sleep 100");
     let mounts = bundle.config["mounts"].as_array_mut().unwrap();

@@ -116,7 +116,7 @@ fn exec_joins_and_returns_the_code() {
     let output = bundle.call(&["exec", &id, "sh", "-c", "exit 9"]);
     assert_eq!(output.status.code(), Some(9));
     let output = bundle.call(&["exec", &id, "nothing"]);
-    assert_eq!(output.status.code(), Some(127), "{}", texts(&output).1);
+    assert_eq!(output.status.code(), Some(255), "{}", texts(&output).1);
     assert!(texts(&output).1.contains("executable file not found"));
     let pids: Vec<i64> = serde_json::from_str(&bundle.good(&["ps", "--format", "json", &id])).unwrap();
     assert_eq!(
@@ -281,7 +281,7 @@ fn hooks_run_in_order_with_the_state_and_a_failing_one_undoes_everything() {
         json!({ "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", "echo no >&2; exit 4"] }] });
     let error = bundle.bad(&["create", &bundle.id]);
     assert!(
-        error.contains("createRuntime[0]") && error.contains("no"),
+        error.contains("error running createRuntime hook #0") && error.contains("no"),
         "{error}"
     );
     bundle.config["hooks"] =
@@ -338,4 +338,54 @@ fn what_is_not_supported_is_refused() {
     assert!(bundle.good(&["--version"]).contains("spec: 1."));
     let features: Value = serde_json::from_str(&bundle.good(&["features"])).unwrap();
     assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+}
+
+#[test]
+fn kill_reaches_what_outlives_init_without_a_pid_namespace() {
+    let mut bundle = Bundle::new("sleep 100 & sleep 101 & echo started");
+    let list = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    list.retain(|n| n["type"] != "pid");
+    bundle.create();
+    bundle.good(&["start", &bundle.id]);
+    bundle.wait_for("stopped");
+    let pids = || -> Vec<i64> {
+        serde_json::from_str(&bundle.good(&["ps", "--format", "json", &bundle.id])).unwrap()
+    };
+    assert_eq!(pids().len(), 2);
+    assert!(
+        bundle
+            .bad(&["kill", &bundle.id, "TERM"])
+            .contains("container not running")
+    );
+    bundle.good(&["kill", &bundle.id, "KILL"]);
+    wait_until("their end", || pids().is_empty());
+    assert!(
+        bundle
+            .bad(&["kill", &bundle.id, "KILL"])
+            .contains("container not running")
+    );
+}
+
+#[test]
+fn a_root_that_is_not_there_is_told_when_listing() {
+    let bundle = Bundle::new("true");
+    assert!(bundle.bad(&["list"]).contains("No such file"));
+    bundle.create();
+    let table = bundle.good(&["list"]);
+    let titles: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(titles, ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]);
+}
+
+#[test]
+fn variables_are_given_once_and_home_is_never_empty() {
+    let mut bundle = Bundle::new("env | grep -E '^(ONE|HOME)=' | sort");
+    bundle.config["process"]["env"] = json!(["PATH=/none", "ONE=1", "HOME=", "ONE=2", "PATH=/bin"]);
+    assert_eq!(bundle.run(), "HOME=/root\nONE=2\n");
+    bundle.config["hooks"] = json!({ "startContainer": [{ "path": "/bin/sh",
+        "args": ["sh", "-c", "test $ONE = 2 && test $PATH = /bin"] }] });
+    bundle.run();
+    // A process that doesn't say as whom runs as root.
+    bundle.config["hooks"] = json!({});
+    bundle.config["process"].as_object_mut().unwrap().remove("user");
+    assert_eq!(bundle.run(), "HOME=/root\nONE=2\n");
 }

@@ -93,16 +93,29 @@ fn parse<T: DeserializeOwned>(
     let Ok(mut json) = serde_json::from_slice::<Value>(bytes) else {
         return Err(first);
     };
-    let warnings = process(&mut json)
-        .map(drop_unknown_capabilities)
-        .unwrap_or_default();
-    if warnings.is_empty() {
+    let Some(process) = process(&mut json) else {
+        return Err(first);
+    };
+    let warnings = drop_unknown_capabilities(process);
+    let user_added = add_user(process);
+    if warnings.is_empty() && !user_added {
         return Err(first);
     }
     Ok(Parsed {
         value: serde_json::from_value(json)?,
         warnings,
     })
+}
+
+/// Without a user it's root, as callers that leave it out expect. Whether it was left out.
+fn add_user(process: &mut Value) -> bool {
+    match process {
+        Value::Object(fields) if !fields.contains_key("user") => {
+            fields.insert("user".to_owned(), serde_json::json!({ "uid": 0, "gid": 0 }));
+            true
+        }
+        _ => false,
+    }
 }
 
 fn drop_unknown_capabilities(process: &mut Value) -> Vec<String> {
@@ -144,6 +157,14 @@ mod tests {
         let caps = parsed.value.capabilities().clone().unwrap();
         assert_eq!(caps.bounding().as_ref().map(|set| set.len()), Some(1));
         assert_eq!(caps.effective().as_ref().map(|set| set.len()), Some(0));
+    }
+
+    #[test]
+    fn a_process_without_a_user_is_roots() {
+        let parsed = parse_process(br#"{"cwd":"/","args":["a"]}"#).unwrap();
+        assert_eq!((parsed.value.user().uid(), parsed.value.user().gid()), (0, 0));
+        assert!(parsed.warnings.is_empty());
+        assert!(parse_process(b"[]").is_err());
     }
 
     #[test]

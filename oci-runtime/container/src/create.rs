@@ -325,6 +325,7 @@ fn record(
         namespaces: plan.namespaces.all(),
         own_pid_namespace: plan.namespaces.is_new(libc::CLONE_NEWPID),
         has_seccomp: plan.process.has_seccomp,
+        personality: plan.personality,
         poststart: hooks.poststart.clone(),
         poststop: hooks.poststop.clone(),
         process: process.ok_or_else(|| ConfigError::invalid("process", "is missing"))?,

@@ -31,6 +31,7 @@ struct ExecArguments {
     init: OwnedFd,
     namespaces: i32,
     preserve_fds: u32,
+    personality: Option<u64>,
 }
 
 pub(crate) fn exec(runtime: &Runtime, options: ExecOptions) -> Result<Execed, ExecError> {
@@ -52,6 +53,7 @@ pub(crate) fn exec(runtime: &Runtime, options: ExecOptions) -> Result<Execed, Ex
         init: init.pidfd,
         namespaces: record.namespaces,
         preserve_fds: options.preserve_fds,
+        personality: record.personality,
     };
     let (mut channel, child) = handshake::pair()?;
     let parent = if options.clone_parent {
@@ -163,6 +165,9 @@ fn run(arguments: &ExecArguments, channel: &Child) -> Result<(), StepError> {
     clone::setns(arguments.init.as_fd(), others).to(|| "join the container's namespaces")?;
     if others & libc::CLONE_NEWUSER != 0 {
         init::become_mapped_root()?;
+    }
+    if let Some(domain) = arguments.personality {
+        process::set_personality(domain).to(|| "set the personality")?;
     }
     init::write_apparmor(&arguments.plan, attribute)
 }

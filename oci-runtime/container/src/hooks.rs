@@ -26,6 +26,18 @@ pub(crate) struct HookCommand {
     timeout: Option<u32>,
 }
 
+impl HookCommand {
+    /// One that says nothing of its environment gets this, of `NAME=value` entries.
+    pub(crate) fn inherit<'a>(&mut self, environment: impl Iterator<Item = &'a str>) {
+        if self.env.is_empty() {
+            let entries = environment.filter_map(|entry| entry.split_once('='));
+            self.env = entries
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect();
+        }
+    }
+}
+
 /// All of a container's hooks, by when they run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HookPlan {
@@ -101,8 +113,9 @@ pub(crate) fn run(name: &str, hooks: &[HookCommand], state: &str) -> Result<(), 
         run_one(hook, state).map_err(|error| {
             StepError::new(
                 error.kind,
+                // Callers look for the first words.
                 format!(
-                    "hooks.{name}[{index}] (`{}`): {}",
+                    "error running {name} hook #{index}: `{}`: {}",
                     hook.path.display(),
                     error.message
                 ),

@@ -100,12 +100,12 @@ impl Runtime {
     /// See [`KillError`].
     pub fn kill(&self, id: &str, signal: i32, all: bool) -> Result<(), KillError> {
         let (folder, record) = self.open(id)?;
-        // Without a PID namespace that ends with init, its children would live on.
+        // Without a PID namespace that ends with init, its children live on, with it and after it.
         if all || (signal == libc::SIGKILL && !record.own_pid_namespace && record.init().is_some()) {
             let alive = record
                 .init()
                 .is_some_and(|(pid, started)| process_table::lives(pid, started));
-            if !all && !alive {
+            if !all && !alive && self.cgroup(&record)?.pids(true)?.is_empty() {
                 return Err(KillError::NotRunning);
             }
             return self.kill_all(&record, signal);

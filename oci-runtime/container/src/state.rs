@@ -80,6 +80,8 @@ pub(crate) struct Record {
     /// Whether the PID namespace ends with init.
     pub(crate) own_pid_namespace: bool,
     pub(crate) has_seccomp: bool,
+    #[serde(default)]
+    pub(crate) personality: Option<u64>,
     pub(crate) poststart: Vec<HookCommand>,
     pub(crate) poststop: Vec<HookCommand>,
     /// What a bare `exec` takes its environment, user and rights from.

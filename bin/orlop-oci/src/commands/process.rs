@@ -10,7 +10,7 @@ use super::preserved;
 use crate::args::{Arguments, Usage};
 use crate::log::{Level, Log};
 use crate::protect;
-use crate::relay::Relay;
+use crate::relay::{Relay, Terminal};
 
 /// Whether the configured process wants a terminal.
 pub(super) fn wants_terminal(spec: &Spec) -> bool {
@@ -43,7 +43,8 @@ pub(super) fn exec(arguments: &Arguments, runtime: &Runtime, log: &Log) -> anyho
         log.write(Level::Warning, warning);
     }
     let Some(relay) = relay else { return Ok(0) };
-    let exit = relay.wait(execed.pid, execed.console)?;
+    let terminal = execed.console.map(Terminal::new).transpose()?;
+    let exit = relay.wait(execed.pid, terminal)?;
     Ok(u8::try_from(exit.shell_code()).unwrap_or(255))
 }
 

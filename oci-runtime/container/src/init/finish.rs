@@ -286,14 +286,29 @@ fn set_credentials(who: &Credentials) -> Result<(), StepError> {
 
 /// The environment, with HOME as the container's passwd has it if it isn't set.
 fn environment(plan: &ProcessPlan) -> Vec<CString> {
-    let mut env = plan.env.clone();
-    if plan.variable("HOME").is_none() {
+    let mut env = last_of_each(&plan.env);
+    if plan.variable("HOME").is_none_or(<[u8]>::is_empty) {
+        env.retain(|entry| !entry.as_bytes().starts_with(b"HOME="));
         let passwd = super::read_small(Path::new("/etc/passwd")).unwrap_or_default();
         let home = home_of(&passwd, plan.credentials.uid).unwrap_or("/");
         if let Ok(entry) = CString::new(format!("HOME={home}")) {
             env.push(entry);
         }
     }
+    env
+}
+
+/// A variable that is given more than once has its last value, for programs that look for the first one, too.
+fn last_of_each(given: &[CString]) -> Vec<CString> {
+    let name = |entry: &CString| entry.as_bytes().split(|b| *b == b'=').next().map(<[u8]>::to_vec);
+    let mut seen = std::collections::HashSet::new();
+    let mut env: Vec<CString> = given
+        .iter()
+        .rev()
+        .filter(|e| seen.insert(name(e)))
+        .cloned()
+        .collect();
+    env.reverse();
     env
 }
 
@@ -309,6 +324,16 @@ fn home_of(passwd: &[u8], uid: u32) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_has_its_last_value_once() {
+        let given = ["A=1", "B=2", "A=", "C", "B=x=y"].map(|e| CString::new(e).unwrap());
+        let left: Vec<_> = last_of_each(&given)
+            .into_iter()
+            .map(|e| e.into_string().unwrap())
+            .collect();
+        assert_eq!(left, ["A=", "C", "B=x=y"]);
+    }
 
     #[test]
     fn home_is_the_sixth_field_of_the_users_line() {

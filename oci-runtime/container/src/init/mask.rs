@@ -17,7 +17,10 @@ use crate::inside::Inside;
 pub(super) fn mask(root: BorrowedFd<'_>, paths: &[impl AsRef<Path>]) -> Result<(), StepError> {
     let mut null = None;
     let mut empty: Option<OwnedFd> = None;
-    for path in paths.iter().map(AsRef::as_ref) {
+    for (index, path) in paths.iter().map(AsRef::as_ref).enumerate() {
+        if paths[..index].iter().any(|earlier| earlier.as_ref() == path) {
+            continue;
+        }
         let what = || format!("mask `{}`", path.display());
         let Some(target) = present(root, path)? else {
             continue;

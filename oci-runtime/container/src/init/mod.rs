@@ -149,6 +149,11 @@ fn prepare(arguments: &InitArguments, channel: &Child) -> Result<(), StepError> 
     let _ = process::set_name("orlop:init");
     unistd::setsid().to(|| "make a session")?;
     join_cgroup(&arguments.cgroup, arguments.in_v2_cgroup)?;
+    // As a mapped user, an undumpable process can't open it any more.
+    let offsets = match plan.time_offsets.is_empty() {
+        true => None,
+        false => Some(open_proc("self/timens_offsets").to(|| "open /proc/self/timens_offsets")?),
+    };
     if plan.namespaces.is_new(libc::CLONE_NEWUSER) {
         channel.needs_mapping()?;
         become_mapped_root()?;
@@ -161,7 +166,7 @@ fn prepare(arguments: &InitArguments, channel: &Child) -> Result<(), StepError> 
     if plan.namespaces.joined(libc::CLONE_NEWUSER).is_some() {
         become_mapped_root()?;
     }
-    make_late_namespaces(plan, arguments.joined)?;
+    make_late_namespaces(plan, arguments.joined, offsets)?;
     if arguments.new_keyring {
         new_keyring(&arguments.id)?;
     }
@@ -255,7 +260,7 @@ pub(crate) fn open_namespace(path: &Path) -> Result<OwnedFd, StepError> {
 }
 
 /// What could not be made by the clone: after joining the cgroup, or after joining a user namespace by path.
-fn make_late_namespaces(plan: &InitPlan, joined: bool) -> Result<(), StepError> {
+fn make_late_namespaces(plan: &InitPlan, joined: bool, offsets: Option<File>) -> Result<(), StepError> {
     let mut late = plan.namespaces.new & (libc::CLONE_NEWCGROUP | CLONE_NEWTIME);
     if !joined && plan.namespaces.joined(libc::CLONE_NEWUSER).is_some() {
         late = plan.namespaces.new & !libc::CLONE_NEWPID;
@@ -268,8 +273,10 @@ fn make_late_namespaces(plan: &InitPlan, joined: bool) -> Result<(), StepError> 
             .iter()
             .map(|(clock, seconds, nanos)| format!("{clock} {seconds} {nanos}\n"))
             .collect();
-        if !text.is_empty() {
-            write_proc("self/timens_offsets", &text)?;
+        if let Some(mut offsets) = offsets {
+            offsets
+                .write_all(text.as_bytes())
+                .to(|| format!("shift the clocks by linux.timeOffsets ({})", text.trim()))?;
         }
         let own = Path::new("/proc/self/ns/time_for_children");
         let file = open_namespace(own)?;
@@ -317,9 +324,14 @@ fn write_sysctls(plan: &InitPlan) -> Result<(), StepError> {
 /// Writes to a file of the host's procfs, after making sure that it is one.
 fn write_proc(path: &str, value: &str) -> Result<(), StepError> {
     let what = || format!("write `{value}` to `/proc/{path}`");
-    let proc = open::procfs().to(what)?;
-    let file = open::procfs_file(proc.as_fd(), Path::new(path), libc::O_WRONLY).to(what)?;
-    File::from(file).write_all(value.as_bytes()).to(what)
+    open_proc(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .to(what)
+}
+
+fn open_proc(path: &str) -> std::io::Result<File> {
+    let proc = open::procfs()?;
+    open::procfs_file(proc.as_fd(), Path::new(path), libc::O_WRONLY).map(File::from)
 }
 
 /// After start was asked for. Only returns when it failed.
@@ -327,7 +339,7 @@ fn start(ready: Ready) -> StepError {
     let Ready {
         plan,
         filter,
-        hooks,
+        mut hooks,
         state,
         start,
         preserve_fds,
@@ -335,6 +347,10 @@ fn start(ready: Ready) -> StepError {
     // Whoever asks to start it once more is refused.
     drop(start);
     let state = state.replacen("\"creating\"", "\"created\"", 1);
+    // They run in the container, and so as its process would.
+    for hook in &mut hooks.start_container {
+        hook.inherit(plan.process.env.iter().filter_map(|entry| entry.to_str().ok()));
+    }
     if let Err(error) = crate::hooks::run("startContainer", &hooks.start_container, &state) {
         return error;
     }

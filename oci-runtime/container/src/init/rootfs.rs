@@ -52,13 +52,10 @@ pub(super) fn build(arguments: &InitArguments, channel: &Child) -> Result<(), St
     let plan = &arguments.plan;
     let old_umask = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let root = attach_root(&arguments.prepared)?;
+    let mut readonly = Vec::new();
     for (index, entry) in plan.mounts.iter().enumerate() {
-        mount_one(
-            root,
-            entry,
-            arguments.prepared.binds.get(index),
-            &arguments.prepared,
-        )?;
+        let bind = arguments.prepared.binds.get(index);
+        readonly.extend(mount_one(root, entry, bind, &arguments.prepared)?);
     }
     if !plan.mounts.iter().any(binds_dev) {
         devices::make(root, &plan.devices, &arguments.prepared)?;
@@ -69,6 +66,10 @@ pub(super) fn build(arguments: &InitArguments, channel: &Child) -> Result<(), St
     }
     make_cwd(root, &plan.process.cwd)?;
     run_hooks(arguments, channel)?;
+    for tree in readonly {
+        set(tree.as_fd(), libc::MOUNT_ATTR_RDONLY, "make a tmpfs read-only")?;
+        leave_open(tree);
+    }
     mask::make_readonly(root, &plan.readonly)?;
     mask::mask(root, &plan.masked)?;
     if plan.readonly_root {
@@ -106,18 +107,34 @@ fn attach_root<'a>(prepared: &'a Prepared) -> Result<BorrowedFd<'a>, StepError> 
     Ok(root)
 }
 
+/// The mode of the folder that a tmpfs without one covers, if it is there: users of the folder expect it.
+fn covered_mode(
+    root: BorrowedFd<'_>,
+    entry: &MountPlan,
+    kind: &str,
+    options: &[(String, Option<String>)],
+) -> Option<String> {
+    if kind != "tmpfs" || options.iter().any(|(key, _)| key == "mode") {
+        return None;
+    }
+    let covered = Inside(root).place(&entry.destination).ok()?;
+    let facts = open::facts(covered.as_fd()).ok()?;
+    facts.is_dir().then(|| format!("{:o}", facts.mode & 0o7777))
+}
+
+/// One entry; a mount that is to be made read-only when all are there is returned.
 fn mount_one(
     root: BorrowedFd<'_>,
     entry: &MountPlan,
     bind: Option<&Option<OwnedFd>>,
     prepared: &Prepared,
-) -> Result<(), StepError> {
+) -> Result<Option<OwnedFd>, StepError> {
     match (&entry.source, bind) {
-        (Source::Bind { .. }, Some(Some(tree))) => attach_bind(root, entry, tree.as_fd()),
+        (Source::Bind { .. }, Some(Some(tree))) => attach_bind(root, entry, tree.as_fd()).map(|()| None),
         (Source::Bind { path, .. }, _) => {
             Err(StepError::other(format!("`{}` was not opened", path.display())))
         }
-        (Source::Cgroup, _) => mount_cgroups(root, entry, &prepared.cgroups),
+        (Source::Cgroup, _) => mount_cgroups(root, entry, &prepared.cgroups).map(|()| None),
         (
             Source::Fresh {
                 kind,
@@ -127,16 +144,32 @@ fn mount_one(
             _,
         ) => {
             let what = || format!("mount {kind} at `{}`", entry.destination.display());
+            let mode = covered_mode(root, entry, kind, options);
             let target = folder(root, &entry.destination, kind)?;
-            let tree = make_fresh(kind, source, options, entry.attributes.set).map_err(|e| match e {
+            // A tmpfs is made read-only when what belongs into it (devices, mount points) is there.
+            let readonly = if kind == "tmpfs" {
+                libc::MOUNT_ATTR_RDONLY
+            } else {
+                0
+            };
+            let attributes = entry.attributes.set & !readonly;
+            let mode: Vec<_> = mode
+                .map(|mode| ("mode".to_owned(), Some(mode)))
+                .into_iter()
+                .collect();
+            let options = [&mode, options.as_slice()].concat();
+            let tree = make_fresh(kind, source, &options, attributes).map_err(|e| match e {
                 FreshError::Io(e) => StepError::io(what(), e),
                 FreshError::Told(e, told) => StepError::io(what(), format!("{e} ({told})")),
             })?;
             finish_mount(tree.as_fd(), entry, what)?;
             mount::move_to(tree.as_fd(), target.as_fd()).to(what)?;
-            leave_open(tree);
             leave_open(target);
-            Ok(())
+            if entry.attributes.set & readonly != 0 {
+                return Ok(Some(tree));
+            }
+            leave_open(tree);
+            Ok(None)
         }
     }
 }
@@ -167,7 +200,7 @@ fn folder(root: BorrowedFd<'_>, path: &Path, kind: &str) -> Result<OwnedFd, Step
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP)) => Err(StepError::new(
             ErrorKind::Invalid,
             format!(
-                "{kind} must be mounted on an ordinary folder, and `{}` in the rootfs is none",
+                "{kind} must be mounted on ordinary directory, which `{}` in the rootfs is not",
                 path.display()
             ),
         )),

@@ -116,7 +116,7 @@ impl ProcessPlan {
         })
     }
 
-    /// A variable's value in the process's environment.
+    /// A variable's value in the process's environment: the last, if there are several.
     pub(crate) fn variable(&self, name: &str) -> Option<&[u8]> {
         let value = |entry: &'_ CString| -> Option<usize> {
             let bytes = entry.as_bytes();
@@ -125,6 +125,7 @@ impl ProcessPlan {
         };
         self.env
             .iter()
+            .rev()
             .find_map(|entry| value(entry).map(|at| &entry.as_bytes()[at..]))
     }
 
@@ -424,7 +425,7 @@ mod tests {
     #[test]
     fn variables_are_found_by_their_whole_name() {
         let plan = plan(r#","env":["PATHX=1","PATH=/bin","PATH=/late"]"#).0.unwrap();
-        assert_eq!(plan.variable("PATH"), Some(b"/bin".as_slice()));
+        assert_eq!(plan.variable("PATH"), Some(b"/late".as_slice()));
         assert_eq!(plan.variable("PAT"), None);
     }
 }
