@@ -22,6 +22,7 @@ fn base() -> Vec<u8> {
         .dir_of("run", 0o711, 5)
         .dir("var")
         .symlink("var/run", "/run")
+        .pax(&[("SCHILY.xattr.user.note", b"kept")])
         .dir_of("tmp", 0o1777, 0)
         .bytes
 }
@@ -178,6 +179,22 @@ async fn the_same_layer_on_two_bases_is_two_directories() {
     }
     assert!(layer_names(dir.path()).is_empty());
     assert_eq!(images.fs_usage().await.used_bytes, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_below_a_hundred_layers_is_followed() {
+    let registry = FakeRegistry::start();
+    let dir = tempfile::tempdir().unwrap();
+    let images = open_at(dir.path()).await;
+    let mut layers = vec![base()];
+    layers.extend((0..100).map(|n| Builder::new().dir("opt").file(&format!("opt/{n}"), "").bytes));
+    layers.push(files());
+    registry.push("x", "1", &layers, GZIP);
+    let image = images.pull(&registry.name("x:1"), None).await.unwrap();
+    look(&images, &image.id, SnapshotOptions::default(), |root| {
+        check_whole(root);
+        assert_eq!(fs::read_dir(root.join("opt")).unwrap().count(), 100);
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

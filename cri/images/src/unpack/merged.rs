@@ -11,7 +11,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -23,11 +23,21 @@ const MAX_LINKS: usize = 40;
 /// The most parts on the way to one entry, those of symlinks included.
 const MAX_STEPS: usize = 1024;
 
+/// How many layers are held open: an image may have hundreds, and several are unpacked at a time.
+const MAX_OPEN: usize = 32;
+
 /// Layers on top of each other.
 pub(super) struct Merged {
     /// Their root directories, the top one first.
-    layers: Vec<OwnedFd>,
+    layers: Vec<Root>,
     xattrs: OverlayXattrs,
+}
+
+/// The root directory of a layer.
+enum Root {
+    Open(OwnedFd),
+    /// Opened for each look at it.
+    Closed(PathBuf),
 }
 
 /// What stands at one path.
@@ -76,15 +86,18 @@ impl Merged {
         layers: impl IntoIterator<Item = P>,
         xattrs: OverlayXattrs,
     ) -> io::Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = |path: P| Ok(fs::open(path.as_ref(), flags, Mode::empty())?);
-        let layers = layers.into_iter().map(open).collect::<io::Result<_>>()?;
+        let open = |(n, path): (usize, P)| -> io::Result<Root> {
+            let path = path.as_ref();
+            let root = open_root(path)?;
+            Ok(if n < MAX_OPEN {
+                Root::Open(root)
+            } else {
+                Root::Closed(path.to_owned())
+            })
+        };
+        let layers = layers.into_iter().enumerate().map(open);
+        let layers = layers.collect::<io::Result<_>>()?;
         Ok(Self { layers, xattrs })
-    }
-
-    /// The root of the top layer.
-    pub(super) fn own(&self) -> BorrowedFd<'_> {
-        self.layers[0].as_fd()
     }
 
     /// Whether there are layers below the top one.
@@ -95,9 +108,9 @@ impl Merged {
     /// The layers whose root directories count.
     pub(super) fn roots(&self) -> rustix::io::Result<Vec<usize>> {
         let mut roots = Vec::with_capacity(self.layers.len());
-        for (layer, root) in self.layers.iter().enumerate() {
+        for layer in 0..self.layers.len() {
             roots.push(layer);
-            if self.is_opaque(root.as_fd())? {
+            if self.is_opaque(self.directory(layer, b"")?.as_fd())? {
                 break;
             }
         }
@@ -208,13 +221,16 @@ impl Merged {
         let path = if path.is_empty() { b"." } else { path };
         // Names without links and `..` are never unsure, so this isn't tried again.
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        fs::openat2(
-            &self.layers[layer],
-            path,
-            flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-            resolve,
-        )
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened;
+        let root = match &self.layers[layer] {
+            Root::Open(root) => root,
+            Root::Closed(path) => {
+                opened = open_root(path)?;
+                &opened
+            }
+        };
+        fs::openat2(root, path, flags, Mode::empty(), resolve)
     }
 
     fn is_opaque(&self, directory: BorrowedFd<'_>) -> rustix::io::Result<bool> {
@@ -227,6 +243,11 @@ impl Merged {
             Err(errno) => Err(errno),
         }
     }
+}
+
+fn open_root(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::open(path, flags, Mode::empty())
 }
 
 pub(super) fn is_whiteout(stat: &fs::Stat) -> bool {

@@ -14,6 +14,7 @@
 //! layers below about them, and a layer that doesn't fit is unpacked once more, on top of those (`merged`). A hard link
 //! to a file of another layer is refused.
 
+mod attributes;
 mod merged;
 pub mod tar;
 mod tree;
@@ -217,7 +218,7 @@ pub fn fits(implied: &[Vec<u8>], below: &[PathBuf], xattrs: OverlayXattrs) -> io
                 _ => Vec::new(),
             };
             if let (Some(top), true) = (layers.first(), n + 1 == names.len())
-                && !tree::is_plain(merged.directory(*top, at)?.as_fd())?
+                && !attributes::is_plain(merged.directory(*top, at)?.as_fd())?
             {
                 return Ok(false);
             }

@@ -10,12 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
-    XattrFlags,
-};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::attributes::{PLAIN, accept_xattr, copy_attributes, owner, set_attributes, settable, timestamps};
 use super::merged::{Merged, Part, is_whiteout};
 use super::tar::{Archive, Entry, Kind};
 use super::{EntryError, Implied, OverlayXattrs, parts};
@@ -25,10 +23,6 @@ const BUFFER: usize = 128 << 10;
 const MAX_RETRIES: usize = 1000;
 /// The most bytes of paths of implied directories that are kept.
 const MAX_IMPLIED: usize = 4 << 20;
-/// The longest extended attribute, and list of their names (xattr(7)).
-const MAX_XATTR: usize = 64 << 10;
-/// The mode of directories that no entry describes.
-const PLAIN: Mode = Mode::from_raw_mode(0o755);
 
 type Result<T, E = EntryError> = std::result::Result<T, E>;
 
@@ -74,7 +68,7 @@ impl Place {
     }
 }
 
-fn kernel(action: &'static str) -> impl FnOnce(Errno) -> EntryError {
+pub(super) fn kernel(action: &'static str) -> impl FnOnce(Errno) -> EntryError {
     move |errno| EntryError::Kernel {
         action,
         source: errno.into(),
@@ -84,12 +78,10 @@ fn kernel(action: &'static str) -> impl FnOnce(Errno) -> EntryError {
 impl Tree {
     /// The empty directory `root`, on top of the layers `below`, the top one first.
     pub(super) fn open(root: &Path, below: &[PathBuf], xattrs: OverlayXattrs) -> io::Result<Self> {
-        let layers = Merged::open(
-            [root].into_iter().chain(below.iter().map(PathBuf::as_path)),
-            xattrs,
-        )?;
+        let layers = [root].into_iter().chain(below.iter().map(PathBuf::as_path));
+        let layers = Merged::open(layers, xattrs)?;
         Ok(Self {
-            root: Place::new(layers.own().try_clone_to_owned()?, b""),
+            root: Place::new(layers.directory(0, b"")?, b""),
             layers,
             xattrs,
             last: None,
@@ -122,7 +114,7 @@ impl Tree {
         if entry.kind != Kind::Directory {
             return Err(EntryError::Root);
         }
-        set_attributes(self.layers.own(), entry)?;
+        set_attributes(self.root.fd(), entry)?;
         self.has_root = true;
         self.directories.push((Vec::new(), entry.mtime));
         Ok(())
@@ -465,7 +457,7 @@ impl Tree {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let mut tries = 0;
         loop {
-            match fs::openat2(self.layers.own(), path, flags, Mode::empty(), resolve) {
+            match fs::openat2(self.root.fd(), path, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN) if tries < MAX_RETRIES => tries += 1,
                 opened => return opened,
             }
@@ -510,94 +502,4 @@ fn remove_directory(parent: BorrowedFd<'_>, name: &[u8], depth: usize) -> rustix
 fn mark_opaque(directory: BorrowedFd<'_>, xattrs: OverlayXattrs) -> Result<()> {
     fs::fsetxattr(directory, xattrs.opaque(), b"y", XattrFlags::empty())
         .map_err(kernel("make the directory opaque"))
-}
-
-fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-}
-
-/// Owner, then mode, then attributes: a change of owner clears setuid bits and file capabilities.
-fn set_attributes(fd: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
-    let (uid, gid) = owner(entry);
-    fs::fchown(fd, uid, gid).map_err(kernel("set its owner"))?;
-    fs::fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(kernel("set its mode"))?;
-    for (key, value) in settable(entry) {
-        accept_xattr(key, fs::fsetxattr(fd, key, value, XattrFlags::empty()))?;
-    }
-    Ok(())
-}
-
-/// The attributes of `entry` that a layer may set.
-fn settable(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let all = entry.xattrs.iter();
-    all.map(|(key, value)| (&key[..], &value[..]))
-        .filter(|(key, _)| is_settable(key))
-}
-
-/// Overlayfs' own attributes would let a layer redirect names to other layers' files, and labels of security modules
-/// are this machine's business.
-fn is_settable(key: &[u8]) -> bool {
-    !key.starts_with(b"trusted.overlay.")
-        && !key.starts_with(b"user.overlay.")
-        && key != b"security.selinux"
-        && !key.is_empty()
-        && !key.contains(&0)
-}
-
-/// Gives a directory owner, mode and attributes of another one, and returns that one's time.
-fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(i64, u32)> {
-    let look = "look at the directory of a lower layer";
-    let stat = fs::fstat(from).map_err(kernel(look))?;
-    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    fs::fchown(to, Some(uid), Some(gid)).map_err(kernel("set its owner"))?;
-    fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(kernel("set its mode"))?;
-    for key in settable_of(from).map_err(kernel(look))? {
-        let mut value = vec![0; MAX_XATTR];
-        let size = fs::fgetxattr(from, &key[..], &mut value[..]).map_err(kernel(look))?;
-        accept_xattr(
-            &key,
-            fs::fsetxattr(to, &key[..], &value[..size], XattrFlags::empty()),
-        )?;
-    }
-    Ok((stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)))
-}
-
-/// The names of a directory's attributes that a layer may set.
-pub(super) fn settable_of(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let mut list = vec![0; MAX_XATTR];
-    let size = match fs::flistxattr(directory, &mut list[..]) {
-        Err(Errno::OPNOTSUPP) => 0,
-        size => size?,
-    };
-    let names = list[..size].split(|c| *c == 0).filter(|key| is_settable(key));
-    Ok(names.map(<[u8]>::to_vec).collect())
-}
-
-/// Whether a directory is as those are that are made for a path without entries.
-pub(super) fn is_plain(directory: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    let stat = fs::fstat(directory)?;
-    let is_plain = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) == (PLAIN.as_raw_mode(), 0, 0);
-    Ok(is_plain && settable_of(directory)?.is_empty())
-}
-
-/// Lets pass what the file system or the user namespace can't hold, but never a lost file capability.
-fn accept_xattr(key: &[u8], set: rustix::io::Result<()>) -> Result<()> {
-    match set {
-        Err(Errno::OPNOTSUPP) => Ok(()),
-        Err(Errno::PERM) if key != b"security.capability" => Ok(()),
-        set => set.map_err(kernel("set an extended attribute")),
-    }
-}
-
-fn timestamps((seconds, nanos): (i64, u32)) -> Timestamps {
-    Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: seconds,
-            tv_nsec: nanos.into(),
-        },
-    }
 }
