@@ -112,3 +112,33 @@ fn run(
         Command::Version => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_answers_in_the_version_that_was_stated() {
+        let answer = |config: Value| {
+            let invocation = Invocation {
+                command: Command::Version,
+                container_id: String::new(),
+                netns: None,
+                ifname: String::new(),
+                args: Vec::new(),
+                path: Vec::new(),
+                config,
+            };
+            Builtin.exec("bridge", &invocation, &Builtin).unwrap().unwrap()
+        };
+        for stated in ["0.4.0", "9.9.9"] {
+            let answer = answer(json!({ "cniVersion": stated }));
+            assert_eq!(answer["cniVersion"], stated);
+            assert_eq!(
+                answer["supportedVersions"],
+                json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+            );
+        }
+        assert_eq!(answer(json!({}))["cniVersion"], "1.1.0");
+    }
+}

@@ -120,15 +120,9 @@ fn bandwidth_limits_both_directions() {
             "192.0.2.2:81".parse().unwrap(),
             1_000_000,
         );
-        println!("inward {inward:?}, outward {outward:?}");
-        assert!(
-            inward > Duration::from_millis(400) && inward < Duration::from_secs(5),
-            "{inward:?}"
-        );
-        assert!(
-            outward > Duration::from_millis(800) && outward < Duration::from_secs(8),
-            "{outward:?}"
-        );
+        // Less than the limits allow; how much less, a busy machine decides.
+        assert!(inward > Duration::from_millis(400), "{inward:?}");
+        assert!(outward > Duration::from_millis(800), "{outward:?}");
         assert_eq!(
             link_names().iter().filter(|name| name.starts_with("bwp")).count(),
             1
