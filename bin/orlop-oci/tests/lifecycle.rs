@@ -389,3 +389,26 @@ fn variables_are_given_once_and_home_is_never_empty() {
     bundle.config["process"].as_object_mut().unwrap().remove("user");
     assert_eq!(bundle.run(), "HOME=/root\nONE=2\n");
 }
+
+#[test]
+fn a_frozen_cgroup_is_refused_and_one_frozen_by_others_can_be_deleted() {
+    let bundle = Bundle::new("sleep 100");
+    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let (folder, file, frozen, thawed) = if unified {
+        ("/sys/fs/cgroup", "cgroup.freeze", "1", "0")
+    } else {
+        ("/sys/fs/cgroup/freezer", "freezer.state", "FROZEN", "THAWED")
+    };
+    let cgroup = format!("{folder}{}/c", bundle.cgroup);
+    fs::create_dir_all(&cgroup).unwrap();
+    let file = format!("{cgroup}/{file}");
+    fs::write(&file, frozen).unwrap();
+    let error = bundle.bad(&["create", &bundle.id]);
+    assert!(error.contains("unexpectedly frozen"), "{error}");
+    fs::write(&file, thawed).unwrap();
+    bundle.create();
+    bundle.good(&["start", &bundle.id]);
+    fs::write(&file, frozen).unwrap();
+    wait_until("its end of running", || bundle.status() == "paused");
+    bundle.good(&["delete", "--force", &bundle.id]);
+}

@@ -239,19 +239,32 @@ fn freeze_v1(directory: &Path, pauses: &mut Pauses) -> Result<bool, CgroupError>
     }
 }
 
+/// In both hierarchies of a hybrid host: another program may have frozen it in the one that isn't used here.
 pub(crate) fn thaw(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    let thaw_v1 = |directory: &Path| files::write(&directory.join("freezer.state"), "THAWED");
     match freezer(cgroup)? {
-        (Version::V2, directory) => files::write(&directory.join("cgroup.freeze"), "0"),
-        (Version::V1, directory) => files::write(&directory.join("freezer.state"), "THAWED"),
+        (Version::V2, directory) => {
+            files::write(&directory.join("cgroup.freeze"), "0")?;
+            match cgroup.directory("freezer") {
+                Some(v1) if v1 != directory && v1.is_dir() => thaw_v1(&v1),
+                _ => Ok(()),
+            }
+        }
+        (Version::V1, directory) => thaw_v1(&directory),
     }
 }
 
 pub(crate) fn is_frozen(cgroup: &Cgroup) -> Result<bool, CgroupError> {
-    let file = match freezer(cgroup)? {
-        (Version::V2, directory) => directory.join("cgroup.freeze"),
-        (Version::V1, directory) => directory.join("freezer.self_freezing"),
-    };
-    Ok(files::read(&file)?.trim() == "1")
+    let is_set = |file: &Path| Ok(files::read(file)?.trim() == "1");
+    let frozen_v1 = |directory: &Path| is_set(&directory.join("freezer.self_freezing"));
+    match freezer(cgroup)? {
+        (Version::V2, directory) => {
+            let v1 = cgroup.directory("freezer").filter(|v1| *v1 != directory);
+            Ok(is_set(&directory.join("cgroup.freeze"))?
+                || v1.is_some_and(|v1| frozen_v1(&v1).unwrap_or(false)))
+        }
+        (Version::V1, directory) => frozen_v1(&directory),
+    }
 }
 
 /// Removes every directory with what is below it.

@@ -89,6 +89,14 @@ fn make(
         folder.write_filter(filter)?;
     }
     let cgroup = Cgroup::new(&record.cgroup, runtime.driver())?;
+    // One that was there and is frozen would hold init, and so this process, for ever.
+    if cgroup.is_frozen().unwrap_or(false) {
+        return Err(StepError::other(format!(
+            "container's cgroup unexpectedly frozen: `{}`; thaw it, or name another in linux.cgroupsPath",
+            cgroup.path()
+        ))
+        .into());
+    }
     making.cgroup = Some(cgroup.clone());
     cgroup.create()?;
     cgroup.apply(&cgroup::resources(spec))?;
