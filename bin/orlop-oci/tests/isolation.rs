@@ -584,3 +584,14 @@ fn clocks_are_shifted_in_a_user_namespace_and_personality_reaches_exec() {
     let machine = bundle.good(&["exec", &bundle.id, "uname", "-m"]);
     assert!(!machine.contains("64"), "{machine}");
 }
+
+#[test]
+fn few_open_files_are_enough_to_be_made() {
+    let mut bundle = Bundle::new("ulimit -Sn; ulimit -Hn");
+    bundle.config["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 5, "hard": 7 }]);
+    assert_eq!(bundle.run(), "5\n7\n");
+    bundle.config["process"]["args"] = json!(["/bin/sleep", "100"]);
+    bundle.create();
+    bundle.good(&["start", &bundle.id]);
+    assert_eq!(bundle.good(&["exec", &bundle.id, "sh", "-c", "ulimit -n"]), "5\n");
+}

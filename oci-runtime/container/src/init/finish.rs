@@ -30,7 +30,14 @@ pub(crate) fn set_limits_of(
     warn: &mut dyn FnMut(String),
 ) -> Result<(), StepError> {
     for limit in &plan.rlimits {
-        let failed = match sched::set_limit(pid, limit.resource, limit.soft, limit.hard) {
+        let read = || sched::limit(pid, limit.resource).to(|| format!("read {}", limit.name));
+        // Building takes descriptors, so their number is only raised here; see `limit_open_files`.
+        let least = match limit.resource == libc::RLIMIT_NOFILE {
+            true => read()?,
+            false => (0, 0),
+        };
+        let (soft, hard) = (limit.soft.max(least.0), limit.hard.max(least.1));
+        let failed = match sched::set_limit(pid, limit.resource, soft, hard) {
             Ok(()) => continue,
             Err(e) => e,
         };
@@ -38,12 +45,8 @@ pub(crate) fn set_limits_of(
             return Err(StepError::io(format!("set {}", limit.name), failed));
         }
         // Not even the host's root may raise it here (no CAP_SYS_RESOURCE): as near as can be.
-        let hard = sched::limit(pid, limit.resource)
-            .to(|| format!("read {}", limit.name))?
-            .1
-            .min(limit.hard);
-        sched::set_limit(pid, limit.resource, limit.soft.min(hard), hard)
-            .to(|| format!("set {}", limit.name))?;
+        let hard = read()?.1.min(hard);
+        sched::set_limit(pid, limit.resource, soft.min(hard), hard).to(|| format!("set {}", limit.name))?;
         warn(format!(
             "{} is {hard}, not {}: raising it needs CAP_SYS_RESOURCE",
             limit.name, limit.hard
@@ -65,6 +68,21 @@ pub(crate) fn set_limits_of(
     }
     if let (0, Some((class, level))) = (pid, plan.io_priority) {
         sched::set_io_priority(class, level).to(|| "set the I/O priority")?;
+    }
+    Ok(())
+}
+
+/// The limit of open files as it was asked for, when nothing more is to be opened.
+fn limit_open_files(plan: &ProcessPlan) -> Result<(), StepError> {
+    for limit in plan
+        .rlimits
+        .iter()
+        .filter(|limit| limit.resource == libc::RLIMIT_NOFILE)
+    {
+        let what = || format!("set {}", limit.name);
+        // Where raising it failed there was a warning.
+        let most = sched::limit(0, limit.resource).to(what)?.1;
+        sched::set_limit(0, limit.resource, limit.soft.min(most), limit.hard.min(most)).to(what)?;
     }
     Ok(())
 }
@@ -197,6 +215,7 @@ fn try_become(plan: &ProcessPlan, filter: Option<&Filter>, preserve_fds: u32) ->
     let entered = enter_cwd(plan)?;
     // Before the filter, which may not allow asking.
     verify_cwd()?;
+    limit_open_files(plan)?;
     if plan.no_new_privileges {
         process::set_no_new_privs().to(|| "set no_new_privs")?;
     } else if let Some(filter) = filter {
