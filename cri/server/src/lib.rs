@@ -12,6 +12,7 @@ mod deadline;
 pub mod errors;
 pub mod events;
 pub mod lifecycle;
+pub mod memory;
 pub mod network;
 pub mod node;
 pub mod paths;

@@ -54,6 +54,8 @@ pub struct Node {
     pub cpu: CpuSamples,
     /// Numbers execs.
     pub execs: AtomicU64,
+    /// How many calls were served.
+    pub calls: AtomicU64,
     closed: watch::Sender<bool>,
 }
 
@@ -99,6 +101,7 @@ impl Node {
             streams: OnceLock::new(),
             cpu: CpuSamples::default(),
             execs: AtomicU64::new(first_exec),
+            calls: AtomicU64::new(0),
             closed: watch::Sender::new(false),
         })
     }

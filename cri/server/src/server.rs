@@ -26,6 +26,7 @@ use crate::clock::SystemClock;
 use crate::config::{Config, ConfigError};
 use crate::deadline::Deadlines;
 use crate::lifecycle::KillPoint;
+use crate::memory::give_back;
 use crate::network::CniNetwork;
 use crate::node::{Node, Parts};
 use crate::rpc::Service;
@@ -118,6 +119,7 @@ pub async fn serve(
     tokio::spawn(node.clone().hear(heard));
     let streams = start_streaming(&node).await?;
     node.recover(torn).await;
+    tokio::spawn(give_back(node.clone()));
     tokio::spawn(verify_images(node.clone()));
     tokio::spawn(take_reloads(node.clone(), environment.reloads));
     let socket = node.config().socket.clone();

@@ -22,6 +22,14 @@ pub fn keep_heap_small() {
     }
 }
 
+/// Has threads share so many heaps at most. To be called while the process has one thread.
+pub fn limit_arenas(most: i32) {
+    // SAFETY: mallopt only changes the allocator's own settings.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, most);
+    }
+}
+
 /// Gives freed memory back to the kernel.
 pub fn trim_heap() {
     // SAFETY: malloc_trim only releases memory that nobody has allocated.

@@ -26,6 +26,7 @@ mod update;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use cri_api::v1::image_service_server::ImageService;
@@ -90,6 +91,7 @@ impl Service {
         rpc: &'static str,
         work: impl Future<Output = Result<T, CallError>> + Send,
     ) -> Answer<T> {
+        self.node.calls.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("rpc", rpc);
         let began = Instant::now();
         let result = Box::pin(work.instrument(span.clone())).await;
