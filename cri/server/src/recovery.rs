@@ -103,6 +103,10 @@ impl Node {
     /// Brings records and reality together. What can't be done is logged: the daemon serves anyway.
     pub(crate) async fn recover(self: &Arc<Self>, torn: Vec<Torn>) {
         let began = Instant::now();
+        // Not dead until that is known: calls may come before each has been looked for.
+        for sandbox in self.store.sandboxes() {
+            sandbox.set_link(ShimLink::Unreached);
+        }
         let node = self.clone();
         let work = tokio::spawn(async move { node.recover_all(torn).await });
         if tokio::time::timeout(PATIENCE, work).await.is_err() {
@@ -152,10 +156,9 @@ impl Node {
     async fn recover_sandbox(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
         let sandbox_id = &sandbox.id;
         match self.runtime.find_shim(sandbox_id).await {
-            Ok(shim) => self.take_up(&sandbox, shim).await,
+            Ok(found) => self.reached(&sandbox, found).await,
             Err(error) => {
                 tracing::warn!(%sandbox_id, %error, "failed to reach a shim; trying again in the background");
-                sandbox.set_link(ShimLink::Unreached);
                 tokio::spawn(self.clone().seek(sandbox.clone()));
             }
         }

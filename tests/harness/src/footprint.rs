@@ -77,7 +77,10 @@ impl Footprint {
                 left.push(format!("process {pid}: {line}"));
             }
             let older = start <= self.taken && pid != std::process::id();
-            for namespace in namespaces(pid).iter().filter(|n| self.namespaces.contains(*n)) {
+            let held = namespaces(pid)
+                .into_iter()
+                .filter(|n| older && self.namespaces.contains(n));
+            for namespace in held {
                 left.push(format!("namespace {namespace} of process {pid}: {line}"));
             }
             for file in fs::read_dir(format!("/proc/{pid}/fd"))

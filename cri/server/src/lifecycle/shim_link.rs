@@ -90,19 +90,21 @@ impl Node {
                 return;
             }
             match self.runtime.find_shim(&sandbox.id).await {
-                Ok(found) => {
-                    let _alone = sandbox.gate.write().await;
-                    // Whoever stopped it meanwhile has reached or killed it.
-                    if is_unreached(&sandbox) {
-                        self.take_up(&sandbox, found).await;
-                    }
-                    return;
-                }
+                Ok(found) => return self.reached(&sandbox, found).await,
                 Err(error) => {
                     tracing::warn!(sandbox_id = %sandbox.id, %error, "failed to reach a shim; trying again");
                 }
             }
             pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// Takes up a shim that was looked for, or its death.
+    pub(crate) async fn reached(self: &Arc<Self>, sandbox: &Arc<Sandbox>, found: Option<Arc<dyn Shim>>) {
+        let _alone = sandbox.gate.write().await;
+        // Whoever stopped the pod meanwhile has reached or killed it.
+        if is_unreached(sandbox) {
+            self.take_up(sandbox, found).await;
         }
     }
 

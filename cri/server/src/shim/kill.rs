@@ -70,7 +70,13 @@ mod tests {
         command
             .arg0("orlop-shim")
             .args(["-s", "--", "--sandbox", sandbox]);
-        command.stdin(Stdio::piped()).spawn().unwrap()
+        let child = command.stdin(Stdio::piped()).spawn().unwrap();
+        // The kernel lets the parent go on a moment before the child's arguments can be read.
+        let arguments = format!("/proc/{}/cmdline", child.id());
+        while fs::read(&arguments).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        child
     }
 
     #[test]

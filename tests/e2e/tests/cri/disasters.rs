@@ -1,7 +1,7 @@
 //! Things that break around the daemon: a shim that dies, a plugin that hangs, a disk that is full.
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests_harness::{Node, PodSpec, Snapshot, wait_until};
 
 use crate::bed::{PATIENCE, in_node, settled, sleeper, until_state};
@@ -86,6 +86,75 @@ fn until_clean(node: &Node, before: &Snapshot) -> Result<()> {
     })
     .map(drop)
     .or_else(|_| node.assert_no_leaks(before))
+}
+
+#[test]
+fn a_plugin_whose_del_hangs_keeps_nothing_but_the_network() {
+    in_node(Node::builder().config("[cni]\ntimeout_seconds = 2\n"), |node| {
+        let before = settled(node)?;
+        let mut chain: Value = serde_json::from_str(&node.read("/etc/cni/net.d/10-orlop.conflist")?)?;
+        chain["plugins"]
+            .as_array_mut()
+            .context("the configuration has no plugins")?
+            .push(json!({ "type": "stuck" }));
+        node.write("/etc/cni/net.d/10-orlop.conflist", &chain.to_string())?;
+        // ADD hands on what it got; DEL hangs for as long as the file is there.
+        let plugin = "#!/bin/sh\ncat >/run/stuck.in\n\
+            [ $CNI_COMMAND != DEL ] || while [ -e /run/stuck ]; do sleep 0.05; done\n\
+            [ $CNI_COMMAND = DEL ] || sed 's/.*\"prevResult\":\\({.*}\\),\"type\":\"stuck\".*/\\1/' /run/stuck.in\n";
+        node.write("/opt/cni/bin/stuck", plugin)?;
+        node.run("chmod", &["+x", "/opt/cni/bin/stuck"])?.ok()?;
+        let crictl = node.crictl()?;
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("stuck"), &sleeper("main"))?;
+        let shim = shim_of(node, &sandbox)?;
+        node.write("/run/stuck", "")?;
+        let stop = crictl.run(&["-t", "60s", "stopp", &sandbox])?;
+        ensure!(stop.code != 0, "the plugin did not hang: {stop}");
+        ensure!(crictl.state(&id)? == "CONTAINER_EXITED");
+        let status = crictl.json(&["inspectp", &sandbox])?;
+        ensure!(
+            status["status"]["state"] == "SANDBOX_NOTREADY",
+            "{}",
+            status["status"]
+        );
+        ensure!(
+            node.run("kill", &["-0", &shim])?.code != 0,
+            "the shim still runs, though nothing needs it"
+        );
+        node.run("rm", &["/run/stuck"])?.ok()?;
+        crictl.remove_pod(&sandbox)?;
+        until_clean(node, &before)
+    });
+}
+
+#[test]
+fn a_shim_that_hangs_is_waited_for_until_its_pod_is_stopped() {
+    in_node(Node::builder(), |node| {
+        let before = settled(node)?;
+        let crictl = node.crictl()?;
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("hung"), &sleeper("main"))?;
+        let shim = shim_of(node, &sandbox)?;
+        drop(crictl);
+        node.kill_daemon()?;
+        node.run("kill", &["-STOP", &shim])?.ok()?;
+        node.start_daemon()?;
+        let crictl = node.crictl()?;
+        ensure!(
+            crictl.state(&id)? == "CONTAINER_RUNNING",
+            "a shim that does not answer was taken for dead"
+        );
+        let (other, _) = crictl.start_pod(&PodSpec::new("other"), &sleeper("main"))?;
+        crictl.ok(&["-t", "60s", "stopp", &sandbox])?;
+        let status = crictl.inspect(&id)?;
+        let status = &status["status"];
+        ensure!(
+            status["exitCode"] == 137 && status["message"] == "shim died",
+            "{status}"
+        );
+        crictl.remove_pod(&sandbox)?;
+        crictl.remove_pod(&other)?;
+        node.assert_no_leaks(&before)
+    });
 }
 
 #[test]
