@@ -11,22 +11,32 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_core::Emitable;
 use netlink_sys::{Socket, SocketAddr};
-use nix::sys::{
-    socket::{setsockopt, sockopt::ReceiveTimeout},
-    time::{TimeVal, TimeValLike},
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        socket::{setsockopt, sockopt::ReceiveTimeout},
+        time::{TimeVal, TimeValLike},
+    },
 };
 
 use crate::attr::Reader;
 
 /// How long the kernel's answer to one request is waited for. It answers at once unless something is badly wrong.
 pub const LIMIT: Duration = Duration::from_secs(10);
+/// How long a removal may be on its way into the kernel. All changes to a machine's network configuration take turns,
+/// and each removal keeps its turn for some 10 ms: the last of many has to wait for all others.
+pub const REMOVAL_LIMIT: Duration = Duration::from_secs(120);
+/// How often a sender aside is asked whether it failed.
+const ASK_EVERY: u16 = 100;
 
 pub(crate) const REQUEST: u16 = 0x1;
 pub(crate) const ACK: u16 = 0x4;
@@ -131,6 +141,9 @@ pub(crate) enum Received {
     /// Failure.
     Failed(NetlinkError),
 }
+
+/// Where a sender aside reports how it ended.
+type SendEnd = mpsc::Receiver<Result<(), NetlinkError>>;
 
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -245,8 +258,14 @@ impl Channel {
         let mut payload = vec![0; message.buffer_len()];
         message.emit(&mut payload);
         let sequence = self.next_sequence();
-        self.send_aside(encode(kind, REQUEST | ACK | ECHO, sequence, &payload))?;
+        let mut sending = self.send_aside(encode(kind, REQUEST | ACK | ECHO, sequence, &payload))?;
+        let deadline = Instant::now() + REMOVAL_LIMIT;
         loop {
+            if let Some(end) = &sending
+                && self.sent_or_answered(end, deadline)?
+            {
+                sending = None;
+            }
             for (header, received) in self.receive()? {
                 if header.sequence != sequence {
                     continue;
@@ -261,22 +280,51 @@ impl Channel {
         }
     }
 
-    fn send_aside(&self, bytes: Vec<u8>) -> Result<(), NetlinkError> {
+    /// Sends from a thread that reports the end of it; nothing is returned when it has been sent already.
+    fn send_aside(&self, bytes: Vec<u8>) -> Result<Option<SendEnd>, NetlinkError> {
         static ASIDE: AtomicUsize = AtomicUsize::new(0);
         let (socket, request) = (self.socket.clone(), bytes.clone());
+        let (report, end) = mpsc::channel();
         let work = move || {
-            // It fails only for want of memory; then no answer comes, which whoever waits for it finds out.
-            let _ = send(&socket, &request);
+            let result = send(&socket, &request);
             ASIDE.fetch_sub(1, Ordering::Relaxed);
+            // Nobody listens any more when the answer came first.
+            let _ = report.send(result);
         };
         if ASIDE.fetch_add(1, Ordering::Relaxed) < MAX_ASIDE {
             let thread = thread::Builder::new().name("netlink".into());
             if thread.stack_size(64 << 10).spawn(work).is_ok() {
-                return Ok(());
+                return Ok(Some(end));
             }
         }
         ASIDE.fetch_sub(1, Ordering::Relaxed);
-        send(&self.socket, &bytes)
+        send(&self.socket, &bytes)?;
+        Ok(None)
+    }
+
+    /// Waits until there is something to receive (false) or the thread aside is done (true), so that the answer, which
+    /// the kernel gives before it lets go of the sender, is there. Its failure is this request's.
+    fn sent_or_answered(&mut self, end: &SendEnd, deadline: Instant) -> Result<bool, NetlinkError> {
+        let what = "receive a netlink answer";
+        let result = loop {
+            let mut sockets = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut sockets, PollTimeout::from(ASK_EVERY)) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => break Ok(false),
+                Err(errno) => break Err(NetlinkError::new(what, errno)),
+            }
+            match end.try_recv() {
+                Ok(sent) => break sent.map(|()| true),
+                Err(mpsc::TryRecvError::Disconnected) => break Ok(true),
+                Err(mpsc::TryRecvError::Empty) => {}
+            }
+            if Instant::now() >= deadline {
+                let text = "the kernel has not come to the request: too many others change the network, or one hangs";
+                let error = io::Error::new(io::ErrorKind::TimedOut, text);
+                break Err(NetlinkError::new(what, error));
+            }
+        };
+        result.inspect_err(|_| self.sound = false)
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), NetlinkError> {
@@ -431,6 +479,34 @@ mod tests {
         fn noise_is_decoded_without_panic(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(&noise);
         }
+    }
+
+    #[test]
+    fn a_sender_aside_that_fails_is_heard_of_with_its_errno() {
+        let mut channel = Channel::open(netlink_sys::protocols::NETLINK_ROUTE).unwrap();
+        // More than any socket's send buffer takes.
+        let end = channel.send_aside(vec![0; 1 << 26]).unwrap().unwrap();
+        let far = Instant::now() + REMOVAL_LIMIT;
+        let error = channel.sent_or_answered(&end, far).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EMSGSIZE as i32), "{error}");
+        assert!(!channel.is_sound());
+    }
+
+    #[test]
+    fn a_sender_aside_is_waited_for_until_the_deadline_only() {
+        let mut channel = Channel::open(netlink_sys::protocols::NETLINK_ROUTE).unwrap();
+        let far = Instant::now() + REMOVAL_LIMIT;
+        let (report, end) = mpsc::channel();
+        let error = channel.sent_or_answered(&end, Instant::now()).unwrap_err();
+        assert!(error.source.to_string().contains("has not come to the request"));
+        report.send(Ok(())).unwrap();
+        assert!(channel.sent_or_answered(&end, far).unwrap());
+        drop(report);
+        assert!(channel.sent_or_answered(&end, far).unwrap());
+        let (_still_sending, end) = mpsc::channel();
+        // A no-op that asks for its acknowledgement.
+        channel.send(&encode(1, REQUEST | ACK, 1, &[])).unwrap();
+        assert!(!channel.sent_or_answered(&end, far).unwrap());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! The story: a [`Rtnl`] is a routing socket of the network namespace that its thread was in when it was opened; a
 //! namespace that is named by a path is entered by a thread of its own ([`in_netns`]), which exits afterwards, so no
 //! other thread ever finds itself elsewhere. Firewall changes are one [`nft::Batch`] each: all of it happens or nothing.
-//! Every request waits at most [`LIMIT`]; every error names what was tried and carries the kernel's own words.
+//! Every request waits at most [`LIMIT`], a removal for its turn at most [`REMOVAL_LIMIT`]; every error names what was
+//! tried and carries the kernel's own words.
 
 mod address;
 mod attr;
@@ -19,7 +20,7 @@ mod sysctl;
 pub mod tc;
 
 pub use address::Address;
-pub use channel::{LIMIT, NetlinkError};
+pub use channel::{LIMIT, NetlinkError, REMOVAL_LIMIT};
 pub use link::{
     BridgeOptions, Counters, Link, PortOptions, VethPeer, format_mac, interface_counters, parse_mac,
 };
