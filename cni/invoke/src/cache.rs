@@ -6,6 +6,7 @@
 //! (`madeBy`, a key that libcni passes over), and what others wrote is never taken for a leftover.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -50,6 +51,22 @@ struct Stored {
     capability_args: Map<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
+}
+
+/// Whose an entry is, whatever else it says: what another runtime means by its configuration isn't ours to judge.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Owner {
+    kind: String,
+    network_name: String,
+    #[serde(default)]
+    made_by: Option<String>,
+}
+
+impl Owner {
+    fn is_ours(&self) -> bool {
+        self.kind == KIND && self.made_by.as_deref() == Some(OURS)
+    }
 }
 
 /// An attachment with the network that made it.
@@ -166,6 +183,20 @@ impl Cache {
         Ok(all)
     }
 
+    /// The networks that another runtime has attachments of.
+    pub(crate) fn foreign_networks(&self) -> Result<BTreeSet<String>, CacheError> {
+        let mut networks = BTreeSet::new();
+        for path in self.files()? {
+            let owner = bytes_of(&path)?.and_then(|bytes| serde_json::from_slice::<Owner>(&bytes).ok());
+            networks.extend(
+                owner
+                    .filter(|owner| !owner.is_ours())
+                    .map(|owner| owner.network_name),
+            );
+        }
+        Ok(networks)
+    }
+
     /// Removes half-written files that a killed process left.
     pub(crate) fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else {
@@ -202,17 +233,21 @@ impl Cache {
     }
 }
 
+fn bytes_of(path: &Path) -> Result<Option<Vec<u8>>, CacheError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(CacheError {
+            what: "read",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Cached>, CacheError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(CacheError {
-                what: "read",
-                path: path.to_owned(),
-                source,
-            });
-        }
+    let Some(bytes) = bytes_of(path)? else {
+        return Ok(None);
     };
     let decoded = decode(&bytes);
     if decoded.is_none() {
@@ -296,6 +331,16 @@ mod tests {
             ("pods", attachment.clone())
         );
         assert!(cache.find(None, "1", "eth0").unwrap().is_none());
+        // Of another one's, only the names need to make sense.
+        assert!(cache.foreign_networks().unwrap().is_empty());
+        let odd = json!({"kind": "cniCacheV9", "networkName": "theirs", "config": 7, "capabilityArgs": []});
+        let theirs = dir.path().join("results/theirs-c-3-eth0");
+        fs::write(&theirs, odd.to_string()).unwrap();
+        assert_eq!(
+            cache.foreign_networks().unwrap(),
+            BTreeSet::from(["theirs".to_owned()])
+        );
+        fs::remove_file(theirs).unwrap();
         fs::write(dir.path().join("results/pods-c-2-eth0"), "{").unwrap();
         fs::write(dir.path().join("results/.new-1-1"), "{").unwrap();
         assert_eq!(cache.all().unwrap().len(), 1);

@@ -253,21 +253,20 @@ impl Cni {
 
     /// Removes every attachment of this runtime that isn't in `valid` (container id, interface): those in the cache by
     /// DEL, then, from CNI 1.1 on, whatever the plugins themselves still hold for nobody. The caller lists every sandbox
-    /// that it intends to keep or to create; no ADD runs meanwhile. Attachments that another runtime has in the same
-    /// cache stay, and are valid for the plugins.
+    /// that it intends to keep or to create; no ADD runs meanwhile.
+    ///
+    /// Attachments that another runtime has in the same cache stay. While it has any of this network, the plugins aren't
+    /// asked to clear up: libcni writes an entry only when an ADD has succeeded, so an attachment in the making would
+    /// seem to be nobody's. What remains open is another runtime's very first ADD on the network.
     pub fn gc(&self, valid: &[(String, String)]) -> Result<(), NetworkError> {
         let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.cache.sweep();
         let keep: BTreeSet<(&str, &str)> = valid.iter().map(|(id, ifname)| (&**id, &**ifname)).collect();
         let mut failures = Vec::new();
-        let mut foreign = Vec::new();
-        for cached in self.cache.all()? {
+        for cached in self.cache.all()?.iter().filter(|cached| cached.ours) {
             let a = &cached.attachment;
-            if !cached.ours {
-                let owner = (a.container_id.clone(), a.ifname.clone());
-                foreign.push((cached.network.name.clone(), owner));
-            } else if !keep.contains(&(a.container_id.as_str(), a.ifname.as_str()))
-                && let Err(error) = self.del_cached(&cached)
+            if !keep.contains(&(a.container_id.as_str(), a.ifname.as_str()))
+                && let Err(error) = self.del_cached(cached)
             {
                 failures.push(format!("container {}: {}", a.container_id, chain_text(&error)));
             }
@@ -276,13 +275,11 @@ impl Cni {
             && list.version.has_gc_and_status()
             && !list.disable_gc
         {
-            let others = foreign.into_iter().filter(|(network, _)| *network == list.name);
-            let all: Vec<_> = valid
-                .iter()
-                .cloned()
-                .chain(others.map(|(_, owner)| owner))
-                .collect();
-            failures.extend(self.gc_plugins(&list, &all));
+            if self.cache.foreign_networks()?.contains(&list.name) {
+                tracing::debug!(network = %list.name, "another runtime uses the network: its plugins are not asked for GC");
+            } else {
+                failures.extend(self.gc_plugins(&list, valid));
+            }
         }
         if failures.is_empty() {
             Ok(())

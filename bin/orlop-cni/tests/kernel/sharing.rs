@@ -138,11 +138,27 @@ fn gc_leaves_what_another_runtime_has_in_the_same_cache() {
             Some(json!("orlop"))
         );
         fs::write(&path, entry.to_string()).unwrap();
+        // Another ADD of theirs is under way: libcni hasn't written its entry yet.
+        let making = node.pod("making");
+        cni.add(&making).unwrap();
+        let unwritten = node.path("cache/results/pods-making-eth0");
+        let late = fs::read(&unwritten).unwrap();
+        fs::remove_file(&unwritten).unwrap();
         assert_eq!(cni.cached().unwrap().len(), 1);
         cni.gc(&[]).unwrap();
+        fs::write(&unwritten, late).unwrap();
+        cni.check(&making).unwrap();
+        cni.del(&making).unwrap();
         cni.check(&theirs).unwrap();
         assert!(cni.check(&ours).is_err());
         assert_eq!(node.reserved().len(), 2);
+        // Nor does an entry of theirs that means nothing to us make them nobody.
+        let sound = entry.to_string();
+        entry["config"] = json!("not a list");
+        fs::write(&path, entry.to_string()).unwrap();
+        cni.gc(&[]).unwrap();
+        fs::write(&path, sound).unwrap();
+        cni.check(&theirs).unwrap();
         cni.del(&theirs).unwrap();
         assert!(node.reserved().is_empty());
     });
