@@ -2,8 +2,11 @@
 //! 50 ms of quiet before each call. Medians of fifty pods are printed; nothing is asserted, because a time on a shared
 //! machine proves nothing by itself.
 
-// Helpers of tests, of which a benchmark uses some; what fails may panic here as there.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "the node of the tests, of which a benchmark uses some; what fails may panic here as there"
+)]
 
 #[path = "../tests/kernel/node.rs"]
 mod node;

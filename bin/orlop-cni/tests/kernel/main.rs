@@ -1,8 +1,7 @@
 //! The plugins against a real kernel: each test is a node of its own, a thread in new network and mount namespaces,
 //! which vanish with it. They need root and fail without it.
 
-// Everything here is test code; helpers are too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod bridge;
 mod chained;
