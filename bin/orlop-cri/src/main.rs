@@ -64,7 +64,7 @@ fn run(args: Args) -> Result<()> {
     let workers = std::thread::available_parallelism()
         .map_or(2, usize::from)
         .clamp(2, MAX_WORKERS);
-    cri_server::memory::share_heaps();
+    cri_server::memory::begin();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .max_blocking_threads(MAX_BLOCKING)

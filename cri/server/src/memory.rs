@@ -5,8 +5,8 @@
 //! So threads share a few heaps, and some time after calls were served both are given back: freed memory for good, the
 //! program's pages until they are needed again, which takes no disk.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use oci_runtime_sys::footprint::{ProgramText, limit_arenas, trim_heap};
@@ -18,15 +18,18 @@ const PERIOD: Duration = Duration::from_secs(20);
 /// As many threads as allocate much at once: two workers on a small machine.
 const ARENAS: i32 = 2;
 
-/// To be called before threads are started.
-pub fn share_heaps() {
+/// What of this program's memory is its file's, looked up before anything else was mapped from files.
+static TEXT: OnceLock<ProgramText> = OnceLock::new();
+
+/// To be called at the start of the program, before there are threads.
+pub fn begin() {
     limit_arenas(ARENAS);
+    // Without it the daemon is larger, and works.
+    TEXT.get_or_init(|| ProgramText::find().unwrap_or_default());
 }
 
 /// Gives memory back from time to time, while calls are served.
 pub(crate) async fn give_back(node: Arc<Node>) {
-    // Without it the daemon is larger, and works.
-    let text = Arc::new(ProgramText::find().unwrap_or_default());
     let mut seen = 0;
     loop {
         tokio::time::sleep(PERIOD).await;
@@ -35,11 +38,12 @@ pub(crate) async fn give_back(node: Arc<Node>) {
             continue;
         }
         seen = calls;
-        let text = text.clone();
         // It can't panic; and if it did, the next try would be made.
-        let _ = tokio::task::spawn_blocking(move || {
+        let _ = tokio::task::spawn_blocking(|| {
             trim_heap();
-            text.release();
+            if let Some(text) = TEXT.get() {
+                text.release();
+            }
         })
         .await;
     }

@@ -22,6 +22,9 @@ use crate::store::{Container, ContainerPhase, Sandbox, SandboxPhase, ShimLink, T
 
 /// How long serving waits for what takes long: a plugin that hangs, say.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often, and how long apart, a start that was under way is looked after: in all, longer than one may take.
+const START_LOOKS: u32 = 130;
+const START_PAUSE: Duration = Duration::from_secs(1);
 
 /// What to do with a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,9 +159,10 @@ impl Node {
     async fn recover_sandbox(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
         let sandbox_id = &sandbox.id;
         match self.runtime.find_shim(sandbox_id).await {
-            Ok(found) => self.reached(&sandbox, found).await,
-            Err(error) => {
-                tracing::warn!(%sandbox_id, %error, "failed to reach a shim; trying again in the background");
+            Ok(found) if self.reached(&sandbox, found.clone()).await => {}
+            failed => {
+                let error = failed.err().map(|error| error.to_string());
+                tracing::warn!(%sandbox_id, error, "failed to reach a shim; trying again in the background");
                 tokio::spawn(self.clone().seek(sandbox.clone()));
             }
         }
@@ -183,17 +187,25 @@ impl Node {
     }
 
     /// Takes a sandbox's shim up, or its death, and brings the sandbox and its containers up to that. What is to be
-    /// stopped or removed is left for who does that.
-    pub(crate) async fn take_up(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: Option<Arc<dyn Shim>>) {
+    /// stopped or removed is left for who does that. Returns false when the shim doesn't say what it holds.
+    pub(crate) async fn take_up(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        shim: Option<Arc<dyn Shim>>,
+    ) -> bool {
         let lives = shim.is_some();
         sandbox.set_link(shim.map_or(ShimLink::None, ShimLink::Live));
         let verdict = self.verdict(sandbox, lives);
         tracing::debug!(sandbox_id = %sandbox.id, ?verdict, step = ?sandbox.entry.step(), "recovering");
         if verdict == SandboxVerdict::Remove {
-            return;
+            return true;
         }
         if lives {
-            return self.recover_containers(sandbox).await;
+            let said = self.recover_containers(sandbox).await;
+            if !said {
+                sandbox.set_link(ShimLink::Unreached);
+            }
+            return said;
         }
         let why = lost(sandbox.record().boot_id == self.boot_id);
         self.lose_containers(sandbox, why).await;
@@ -201,6 +213,7 @@ impl Node {
             sandbox.entry.note(|r| r.phase = SandboxPhase::Lost);
         }
         self.remove_half_made(sandbox).await;
+        true
     }
 
     /// With the shim dead, only records say which containers were half made or half removed.
@@ -214,8 +227,8 @@ impl Node {
         }
     }
 
-    async fn recover_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let Some(shim) = sandbox.shim() else { return };
+    async fn recover_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> bool {
+        let Some(shim) = sandbox.shim() else { return true };
         let mut seen: BTreeMap<_, _> = match shim.state().await {
             Ok(state) => state
                 .containers
@@ -224,7 +237,7 @@ impl Node {
                 .collect(),
             Err(error) => {
                 tracing::warn!(sandbox_id = %sandbox.id, %error, "failed to ask a shim for its state");
-                return;
+                return false;
             }
         };
         for container in self.store.containers_in(&sandbox.id) {
@@ -237,6 +250,7 @@ impl Node {
                 tracing::warn!(%error, "failed to remove a container without record");
             }
         }
+        true
     }
 
     async fn recover_container(self: &Arc<Self>, container: &Arc<Container>, seen: Option<&Status>) {
@@ -244,9 +258,27 @@ impl Node {
         if verdict == ContainerVerdict::Remove {
             return self.remove_left(container).await;
         }
+        let was_starting = container.entry.step() == Some(Step::ContainerStart);
         if let Err(error) = self.observe(container, seen).await {
             let error = error.chain();
             tracing::warn!(container_id = %container.id, error, "failed to kill a lost container");
+        }
+        if was_starting && matches!(container.record().phase, ContainerPhase::Created { .. }) {
+            tokio::spawn(self.clone().watch_start(container.clone()));
+        }
+    }
+
+    /// The shim may still be at a start that the last daemon asked for, for as long as it allows a stage child.
+    async fn watch_start(self: Arc<Self>, container: Arc<Container>) {
+        for _ in 0..START_LOOKS {
+            tokio::time::sleep(START_PAUSE).await;
+            if !matches!(container.record().phase, ContainerPhase::Created { .. })
+                || self.store.container_by_id(container.id.as_str()).is_none()
+            {
+                return;
+            }
+            // What fails now is tried again.
+            let _ = self.ask_about(&container).await;
         }
     }
 
@@ -264,8 +296,11 @@ impl Node {
         // at the moment when it was listed already is nobody's.
         for name in record::folders(&self.paths.pods())? {
             let id = name.parse::<PodSandboxId>().ok();
-            if id.is_none_or(|id| self.store.sandbox_by_id(&id).is_none()) {
-                self.sweep_pod(&name).await?;
+            if id.is_none_or(|id| self.store.sandbox_by_id(&id).is_none())
+                && let Err(error) = self.sweep_pod(&name).await
+            {
+                let error = error.chain();
+                tracing::warn!(name, error, "failed to remove a pod's folder without record");
             }
         }
         let stranger = |id: &str| self.store.container_by_id(id).is_none();
@@ -310,11 +345,14 @@ impl Node {
             self.paths.shm(name),
         );
         if let Ok(id) = name.parse::<PodSandboxId>() {
-            let found = self.runtime.find_shim(&id).await;
-            if let Some(shim) = found.map_err(CallError::shim("reach a shim without record"))? {
-                shim.shutdown(true)
-                    .await
-                    .map_err(CallError::shim("end a shim without record"))?;
+            let ended = match self.runtime.find_shim(&id).await {
+                Ok(None) => true,
+                Ok(Some(shim)) => shim.shutdown(true).await.is_ok(),
+                Err(_) => false,
+            };
+            if !ended {
+                let killed = self.runtime.kill_shim(&id).await;
+                killed.map_err(CallError::shim("end a shim without record"))?;
             }
             let traces = self.runtime.remove_traces(&id).await;
             traces.map_err(CallError::shim("remove a shim's traces"))?;

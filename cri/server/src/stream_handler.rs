@@ -232,7 +232,8 @@ async fn exec_pipes(
 }
 
 fn status(exit: Result<cri_shim_protocol::Exit, oneshot::error::RecvError>) -> Result<ExitStatus, CallError> {
-    let died = |_| CallError::State("the shim died, and the command's exit code with it".to_owned());
+    let died =
+        |_| CallError::Unavailable("the shim died or was out of reach when the command ended".to_owned());
     exit.map(|exit| ExitStatus { code: exit.code }).map_err(died)
 }
 

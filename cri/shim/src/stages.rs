@@ -1,10 +1,9 @@
 //! Stage children at work, as the loop sees them: begun, reporting or dying, done.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use cri_shim_protocol::ShimError;
+use cri_shim_protocol::{ErrorKind, ShimError};
 
 use crate::clients::ReplyTo;
 use crate::poll::{Interest, Token, Watch};
@@ -64,14 +63,15 @@ impl Shim {
     ) -> Option<i32> {
         let full = self.stages.len() >= MAX_STAGES;
         let spawned = if full {
-            Err(io::Error::other(format!("{MAX_STAGES} requests are under way")))
+            let message = format_args!("{MAX_STAGES} requests are under way");
+            Err(stage::refuse(ErrorKind::Busy, message))
         } else {
             stage::spawn(keep, work)
+                .map_err(|error| stage::failed(format_args!("start a stage child"), error))
         };
         let (pid, socket) = match spawned {
             Ok(spawned) => spawned,
             Err(error) => {
-                let error = stage::failed(format_args!("start a stage child"), error);
                 self.finish(job, reply, Err(error));
                 return None;
             }

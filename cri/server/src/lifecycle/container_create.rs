@@ -50,6 +50,7 @@ impl Node {
         if sandbox.record().phase != SandboxPhase::Ready {
             return Err(CallError::State(format!("sandbox {} is not ready", sandbox.id)));
         }
+        self.live_shim(&sandbox)?;
         let plan = self.plan_container(&sandbox, config)?;
         let container = self
             .store

@@ -94,8 +94,10 @@ impl Node {
     fn record_start_error(&self, container: &Container, error: &CallError) {
         let now = self.clock.now();
         let message = error.chain();
+        let mut news = false;
         container.entry.note(|r| {
             if matches!(r.phase, ContainerPhase::Created { .. }) {
+                news = true;
                 r.phase = ContainerPhase::Exited(Ended {
                     started_at: 0,
                     finished_at: now,
@@ -104,7 +106,9 @@ impl Node {
                 });
             }
         });
-        self.announce_container(container, ContainerEventType::ContainerStoppedEvent);
+        if news {
+            self.announce_container(container, ContainerEventType::ContainerStoppedEvent);
+        }
     }
 
     /// Asks a running container to stop, and kills it when it hasn't after `grace` seconds. Several callers may wait
@@ -114,20 +118,27 @@ impl Node {
         container: &Arc<Container>,
         grace: i64,
     ) -> Result<(), CallError> {
+        if let ContainerPhase::Created { .. } = container.record().phase {
+            // A start whose answer was lost.
+            let asked = self.ask_about(container).await;
+            tracing::debug!(container_id = %container.id, ok = asked.is_ok(), "asked whether it runs");
+        }
         if !matches!(container.record().phase, ContainerPhase::Running { .. }) {
             return Ok(());
         }
         let grace = Duration::from_secs(u64::try_from(grace.clamp(0, MAX_GRACE)).unwrap_or(0));
         let stop_signal = container.record().stop_signal;
         if !grace.is_zero() && stop_signal != SIGKILL {
-            let shim = self.shim_of(container)?;
-            self.step(
-                &container.entry,
-                Step::ContainerSignal,
-                signal(container, &*shim, stop_signal, false),
-            )
-            .await?;
-            let _ = tokio::time::timeout(grace, container.exited()).await;
+            // Without a shim, or out of its reach, see below.
+            if let Ok(shim) = self.shim_of(container) {
+                self.step(
+                    &container.entry,
+                    Step::ContainerSignal,
+                    signal(container, &*shim, stop_signal, false),
+                )
+                .await?;
+                let _ = tokio::time::timeout(grace, container.exited()).await;
+            }
         }
         self.kill_container(container).await
     }
@@ -165,10 +176,13 @@ impl Node {
                 tracing::warn!(%container_id, error, "failed to ask for the end of a container");
             }
         }
-        if tokio::time::timeout(KILL_PATIENCE, container.exited())
-            .await
-            .is_err()
-        {
+        let ended = tokio::time::timeout(KILL_PATIENCE, container.exited()).await;
+        if ended.is_err() {
+            // Its end may wait for its start to be recorded, which hangs.
+            let asked = self.ask_about(container).await;
+            tracing::debug!(container_id = %container.id, ok = asked.is_ok(), "asked for a late end");
+        }
+        if !matches!(container.record().phase, ContainerPhase::Exited(_)) {
             return Err(CallError::Deadline(format!(
                 "container {} has not ended {} s after SIGKILL",
                 container.id,
@@ -188,7 +202,7 @@ impl Node {
 async fn signal(container: &Container, shim: &dyn Shim, signal: i32, all: bool) -> Result<bool, CallError> {
     match shim.kill(container.id.as_str(), signal, all).await {
         Ok(()) => Ok(true),
-        // Its end is heard from whoever buries the shim.
+        // Whoever buries the shim ends it, too.
         Err(ShimCallError::Died) => Ok(true),
         Err(error) if matches!(error.kind(), Some(ErrorKind::NotFound | ErrorKind::WrongState)) => Ok(false),
         Err(error) => Err(CallError::shim("signal the container")(error)),

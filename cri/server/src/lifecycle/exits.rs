@@ -98,6 +98,9 @@ impl Node {
         sandbox.set_link(ShimLink::None);
         tracing::warn!(sandbox_id = %sandbox.id, "the shim died; its containers are killed");
         self.lose_containers(&sandbox, "shim died").await;
+        if sandbox.record().phase != SandboxPhase::Ready || self.store.sandbox_by_id(&sandbox.id).is_none() {
+            return;
+        }
         sandbox.entry.note(|r| {
             if r.phase == SandboxPhase::Ready {
                 r.phase = SandboxPhase::Lost;

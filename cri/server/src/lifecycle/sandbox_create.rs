@@ -198,9 +198,15 @@ impl Node {
     /// Takes back a half-made sandbox; what can't be taken back now is tried again later.
     pub(crate) async fn undo_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         let sandbox_id = &sandbox.id;
-        let Err(error) = self.take_down(sandbox).await else {
-            return;
+        let taken = {
+            let _alone = sandbox.gate.write().await;
+            if self.store.sandbox_by_id(sandbox_id).is_none() {
+                // Somebody else was faster.
+                return;
+            }
+            self.take_down(sandbox).await
         };
+        let Err(error) = taken else { return };
         let error = error.chain();
         tracing::warn!(%sandbox_id, error, "failed to undo a half-made sandbox; trying again in the background");
         self.store.free_name(sandbox.id.as_str());

@@ -53,31 +53,29 @@ impl Node {
     /// Makes sure of a shim before its pod is taken down: afterwards it answers, or it is dead. The caller holds the
     /// sandbox's gate, or nobody else knows the sandbox.
     pub(crate) async fn rouse(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), CallError> {
-        match sandbox.link() {
+        let why = match sandbox.link() {
             ShimLink::None => return Ok(()),
-            ShimLink::Live(shim) => match tokio::time::timeout(PATIENCE, shim.state()).await {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(ShimCallError::Died)) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(sandbox_id = %sandbox.id, %error, "a shim doesn't answer; killing it");
-                }
-                Err(_) => tracing::warn!(sandbox_id = %sandbox.id, "a shim doesn't answer; killing it"),
+            ShimLink::Live(shim) => match tokio::time::timeout(PATIENCE, answers(&*shim)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer".to_owned(),
             },
             ShimLink::Unreached => {
-                let found = tokio::time::timeout(PATIENCE, self.runtime.find_shim(&sandbox.id)).await;
-                if let Ok(Ok(found)) = found {
-                    self.take_up(sandbox, found).await;
-                    return Ok(());
+                match tokio::time::timeout(PATIENCE, self.runtime.find_shim(&sandbox.id)).await {
+                    Ok(Ok(found)) if self.take_up(sandbox, found.clone()).await => return Ok(()),
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "no answer".to_owned(),
                 }
-                tracing::warn!(sandbox_id = %sandbox.id, "a shim can't be reached; killing it");
             }
-        }
-        self.runtime
-            .kill_shim(&sandbox.id)
-            .await
-            .map_err(CallError::shim("kill a shim that doesn't answer"))?;
-        sandbox.set_link(ShimLink::None);
+        };
+        tracing::warn!(sandbox_id = %sandbox.id, why, "a shim does not answer, and its pod is to go: killing it");
+        // Its end is no surprise to anybody from here on.
+        sandbox.set_link(ShimLink::Unreached);
+        let killed = self.runtime.kill_shim(&sandbox.id).await;
+        // Even if it can't be ended, the containers can.
         self.lose_containers(sandbox, "shim died").await;
+        killed.map_err(CallError::shim("kill a shim that doesn't answer"))?;
+        sandbox.set_link(ShimLink::None);
         Ok(())
     }
 
@@ -90,7 +88,11 @@ impl Node {
                 return;
             }
             match self.runtime.find_shim(&sandbox.id).await {
-                Ok(found) => return self.reached(&sandbox, found).await,
+                Ok(found) => {
+                    if self.reached(&sandbox, found).await {
+                        return;
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(sandbox_id = %sandbox.id, %error, "failed to reach a shim; trying again");
                 }
@@ -99,13 +101,15 @@ impl Node {
         }
     }
 
-    /// Takes up a shim that was looked for, or its death.
-    pub(crate) async fn reached(self: &Arc<Self>, sandbox: &Arc<Sandbox>, found: Option<Arc<dyn Shim>>) {
+    /// Takes up a shim that was looked for, or its death. Returns false when it must be looked for again.
+    pub(crate) async fn reached(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        found: Option<Arc<dyn Shim>>,
+    ) -> bool {
         let _alone = sandbox.gate.write().await;
         // Whoever stopped the pod meanwhile has reached or killed it.
-        if is_unreached(sandbox) {
-            self.take_up(sandbox, found).await;
-        }
+        !is_unreached(sandbox) || self.take_up(sandbox, found).await
     }
 
     /// Brings a container whose state is in doubt up to what its shim says; an error leaves the doubt.
@@ -142,6 +146,17 @@ impl Node {
         log_record(container.entry.settle(Operation::Start));
         log_record(container.entry.settle(Operation::Signal));
         Ok(())
+    }
+}
+
+/// Asks a shim for a sign of life, again if the connection breaks.
+async fn answers(shim: &dyn Shim) -> Result<(), ShimCallError> {
+    loop {
+        match shim.state().await {
+            Ok(_) => return Ok(()),
+            Err(ShimCallError::Disconnected { .. }) => tokio::time::sleep(FIRST_PAUSE).await,
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use cri_api::PodSandboxId;
 use cri_shim_protocol::{Call, Event, Exit, Frame, FrameReader, Reply, Request, ShimError, Status, encode};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::shims::Folder;
 use super::{ShimCallError, ShimEvent};
@@ -55,6 +55,8 @@ struct Asked {
     sender: oneshot::Sender<Answer>,
     /// The exec that it is to start.
     exec: Option<ExecKey>,
+    /// Held until the shim has answered, even if the caller has left: its work goes on.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 /// An exec whose end is waited for.
@@ -78,8 +80,10 @@ pub(super) struct Connection {
     pod: Folder,
     next_id: AtomicU64,
     pending: Mutex<Pending>,
-    /// Replaced with each new connection.
-    outgoing: Mutex<Option<mpsc::Sender<Outgoing>>>,
+    /// Replaced with each new connection; `None` while there is none.
+    outgoing: watch::Sender<Option<mpsc::Sender<Outgoing>>>,
+    /// Its receiver hears when the last handle is gone.
+    held: watch::Sender<()>,
     life: watch::Sender<Life>,
     /// Somebody asked the shim to end: its end is no surprise.
     expected: AtomicBool,
@@ -89,7 +93,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a call off the list when its caller stops waiting.
+/// Takes a call off the list when its caller stops waiting, unless the shim's work on it counts.
 struct Waiting<'a> {
     connection: &'a Connection,
     id: u64,
@@ -97,7 +101,14 @@ struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        lock(&self.connection.pending).calls.remove(&self.id);
+        let mut pending = lock(&self.connection.pending);
+        if pending
+            .calls
+            .get(&self.id)
+            .is_some_and(|asked| asked.turn.is_none())
+        {
+            pending.calls.remove(&self.id);
+        }
     }
 }
 
@@ -115,14 +126,16 @@ impl Connection {
             pod,
             next_id: AtomicU64::new(1),
             pending: Mutex::default(),
-            outgoing: Mutex::new(None),
+            outgoing: watch::Sender::new(None),
+            held: watch::Sender::new(()),
             life: watch::Sender::new(Life::Alive),
             expected: AtomicBool::new(false),
         });
         let (sender, receiver) = mpsc::channel(MAX_EVENTS);
         tokio::spawn(forward(connection.sandbox.clone(), receiver, events));
         let stream = connection.begin(stream);
-        tokio::spawn(keep(Arc::downgrade(&connection), stream, child, sender));
+        let held = connection.held.subscribe();
+        tokio::spawn(keep(Arc::downgrade(&connection), held, stream, child, sender));
         connection
     }
 
@@ -130,7 +143,7 @@ impl Connection {
     fn begin(&self, stream: UnixStream) -> Arc<UnixStream> {
         let stream = Arc::new(stream);
         let (outgoing, queue) = mpsc::channel(MAX_OUTGOING);
-        *lock(&self.outgoing) = Some(outgoing);
+        self.outgoing.send_replace(Some(outgoing));
         tokio::spawn(write(stream.clone(), queue));
         stream
     }
@@ -166,9 +179,9 @@ impl Connection {
     }
 
     /// Sends a request without waiting for the answer.
-    pub(super) async fn send(&self, call: &'static str, request: Request) -> Result<(), ShimCallError> {
+    pub(super) async fn send(&self, request: Request) -> Result<(), ShimCallError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        self.enqueue(call, &Call { id, request }, Vec::new()).await
+        self.enqueue(&Call { id, request }, Vec::new()).await
     }
 
     /// Asks, and waits for the answer.
@@ -177,6 +190,7 @@ impl Connection {
         call: &'static str,
         request: Request,
         fds: Vec<OwnedFd>,
+        turn: Option<OwnedSemaphorePermit>,
         after: Duration,
     ) -> Result<(Reply, Option<OwnedFd>), ShimCallError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -185,10 +199,11 @@ impl Connection {
             Request::Exec(exec) => Some((exec.container.clone(), exec.exec.clone())),
             _ => None,
         };
-        lock(&self.pending).calls.insert(id, Asked { sender, exec });
+        let asked = Asked { sender, exec, turn };
+        lock(&self.pending).calls.insert(id, asked);
         let _waiting = Waiting { connection: self, id };
         let asked = async {
-            self.enqueue(call, &Call { id, request }, fds).await?;
+            self.enqueue(&Call { id, request }, fds).await?;
             match answer.await {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(error)) => Err(ShimCallError::Refused(error)),
@@ -202,25 +217,23 @@ impl Connection {
         }
     }
 
-    async fn enqueue(
-        &self,
-        call: &'static str,
-        frame: &Call,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), ShimCallError> {
+    /// Gives a frame to the writer; while the connection is broken, to that of the next one.
+    async fn enqueue(&self, frame: &Call, fds: Vec<OwnedFd>) -> Result<(), ShimCallError> {
         let bytes = encode(frame).map_err(ShimCallError::Encode)?;
-        let outgoing = lock(&self.outgoing).clone();
-        let Some(outgoing) = outgoing else {
-            return Err(ShimCallError::Died);
-        };
-        let sent = outgoing.send(Outgoing { bytes, fds }).await;
-        sent.map_err(|_| {
-            if self.is_dead() {
-                ShimCallError::Died
-            } else {
-                ShimCallError::Disconnected { call }
+        let mut queues = self.outgoing.subscribe();
+        let mut frame = Outgoing { bytes, fds };
+        loop {
+            let queue = queues.borrow_and_update().clone();
+            if let Some(queue) = queue {
+                match queue.send(frame).await {
+                    Ok(()) => return Ok(()),
+                    Err(unsent) => frame = unsent.0,
+                }
             }
-        })
+            if self.is_dead() || queues.changed().await.is_err() {
+                return Err(ShimCallError::Died);
+            }
+        }
     }
 
     /// Deals with a frame; the event is what others are to know.
@@ -231,7 +244,7 @@ impl Connection {
                 let console = has_console.then(|| fds.pop_front()).flatten();
                 let mut pending = lock(&self.pending);
                 let asked = pending.calls.remove(&id);
-                if let Some(Asked { sender, exec }) = asked {
+                if let Some(Asked { sender, exec, .. }) = asked {
                     if let Some(running) = exec.and_then(|key| pending.execs.get_mut(&key)) {
                         running.started = result.is_ok();
                     }
@@ -289,7 +302,7 @@ impl Connection {
 
     /// Fails everything that waits on the connection that has ended.
     fn disconnect(&self) {
-        *lock(&self.outgoing) = None;
+        self.outgoing.send_replace(None);
         let calls = std::mem::take(&mut lock(&self.pending).calls);
         drop(calls);
     }
@@ -340,12 +353,13 @@ async fn write(stream: Arc<UnixStream>, mut queue: mpsc::Receiver<Outgoing>) {
 /// Reads until the shim is dead or the last handle on it is gone, over as many connections as it takes.
 async fn keep(
     connection: Weak<Connection>,
+    mut held: watch::Receiver<()>,
     mut stream: Arc<UnixStream>,
     child: Option<Child>,
     events: mpsc::Sender<ShimEvent>,
 ) {
     loop {
-        let ended = read(&connection, &stream, &events).await;
+        let ended = read(&connection, &mut held, &stream, &events).await;
         let Some(connection) = connection.upgrade() else {
             break;
         };
@@ -358,7 +372,7 @@ async fn keep(
             Some((connection, Reached::Alive(again))) => {
                 stream = connection.begin(again);
                 // When it fails, the next read does too.
-                let _ = connection.send("subscribe", Request::Subscribe).await;
+                let _ = connection.send(Request::Subscribe).await;
             }
             Some((connection, Reached::Dead)) => {
                 connection.bury();
@@ -417,6 +431,7 @@ async fn reconnect(connection: &Weak<Connection>) -> Option<(Arc<Connection>, Re
 
 async fn read(
     connection: &Weak<Connection>,
+    held: &mut watch::Receiver<()>,
     stream: &UnixStream,
     events: &mpsc::Sender<ShimEvent>,
 ) -> io::Result<()> {
@@ -430,7 +445,12 @@ async fn read(
             fds.extend(received);
             Ok(n)
         });
-        if received.await? == 0 {
+        let count = tokio::select! {
+            count = received => count?,
+            // Errs when the last handle is gone; nothing is ever sent.
+            _ = held.changed() => 0,
+        };
+        if count == 0 {
             return Ok(());
         }
         let Some(connection) = connection.upgrade() else {
@@ -518,7 +538,7 @@ mod tests {
             });
             let connection = self.connection.clone();
             let patience = Duration::from_secs(60);
-            let asked = async move { connection.call("exec", request, Vec::new(), patience).await };
+            let asked = async move { connection.call("exec", request, Vec::new(), None, patience).await };
             (tokio::spawn(async move { asked.await.map(drop) }), exit)
         }
     }
@@ -610,6 +630,60 @@ mod tests {
         let bytes = encode(&Frame::Event(event)).unwrap();
         side.stream.write_all(&bytes).await.unwrap();
         assert_eq!(runs.await.unwrap(), exit);
+    }
+
+    #[tokio::test]
+    async fn a_handle_that_is_dropped_hangs_up() {
+        let (played, mut side) = Played::new().await;
+        drop(played.connection);
+        let mut bytes = [0; 16];
+        let read = tokio::time::timeout(Duration::from_secs(10), side.stream.read(&mut bytes));
+        assert_eq!(read.await.unwrap().unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_call_during_a_reconnect_waits_for_the_new_connection() {
+        let (played, side) = Played::new().await;
+        drop(side);
+        while played.connection.outgoing.borrow().is_some() {
+            tokio::task::yield_now().await;
+        }
+        let (answer, _exit) = played.exec("e1");
+        let mut side = played.accept().await;
+        let calls = [side.call().await, side.call().await];
+        for call in calls {
+            if matches!(call.request, Request::Exec(_)) {
+                let started = Reply::ExecStarted {
+                    pid: 5,
+                    console: false,
+                };
+                side.answer(call.id, started).await;
+            }
+        }
+        answer.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_turn_is_held_until_the_answer_even_without_a_caller() {
+        let (played, mut side) = Played::new().await;
+        let turns = Arc::new(tokio::sync::Semaphore::new(1));
+        let turn = turns.clone().acquire_owned().await.unwrap();
+        let request = Request::Start {
+            container: "c1".into(),
+        };
+        let call = played
+            .connection
+            .call("start", request, Vec::new(), Some(turn), Duration::from_secs(60));
+        let asked = tokio::select! {
+            biased;
+            _ = call => panic!("nobody has answered"),
+            asked = side.call() => asked,
+        };
+        assert_eq!(turns.available_permits(), 0, "the shim still works on it");
+        side.answer(asked.id, Reply::Done).await;
+        let _turn = tokio::time::timeout(Duration::from_secs(10), turns.acquire())
+            .await
+            .unwrap();
     }
 
     #[tokio::test]

@@ -25,8 +25,12 @@ use super::{AttachStream, AttachTo, ExecHandle, OciRuntime, Shim, ShimCallError,
 const LONG: Duration = Duration::from_secs(130);
 /// For what the shim does at once.
 const SHORT: Duration = Duration::from_secs(15);
-/// How much of one shim's stage children's work may be under way: fewer than it takes, so that it is never refused.
-const MAX_STAGES: usize = 32;
+/// How much work of each kind one shim's stage children are given at once. In all fewer than it takes; apart, so that
+/// what hangs on the way up (a command on a dead file system, a hook) never holds up the way down.
+const MAX_MAKING: usize = 16;
+const MAX_STARTING: usize = 8;
+const MAX_EXECS_STARTING: usize = 16;
+const MAX_ENDING: usize = 16;
 
 /// How to run shims.
 #[derive(Debug, Clone)]
@@ -189,7 +193,7 @@ impl OciRuntime for Shims {
         };
         let connection = self.serve(sandbox, pod, stream, Some(child));
         // Not waited for: the next call finds out whether the shim works.
-        connection.send("subscribe", Request::Subscribe).await?;
+        connection.send(Request::Subscribe).await?;
         Ok(RealShim::over(connection, pid))
     }
 
@@ -208,11 +212,11 @@ impl OciRuntime for Shims {
         };
         let connection = self.serve(sandbox, pod, stream, None);
         let hello = Request::Hello { version: VERSION };
-        let (reply, _) = connection.call("hello", hello, Vec::new(), SHORT).await?;
+        let (reply, _) = connection.call("hello", hello, Vec::new(), None, SHORT).await?;
         let Reply::State(ShimState { pid, .. }) = reply else {
             return Err(ShimCallError::WrongAnswer { call: "hello" });
         };
-        connection.send("subscribe", Request::Subscribe).await?;
+        connection.send(Request::Subscribe).await?;
         Ok(Some(RealShim::over(connection, pid)))
     }
 
@@ -327,7 +331,10 @@ impl OciRuntime for Shims {
 struct RealShim {
     connection: Arc<Connection>,
     pid: i32,
-    stages: Semaphore,
+    making: Arc<Semaphore>,
+    starting: Arc<Semaphore>,
+    execs: Arc<Semaphore>,
+    ending: Arc<Semaphore>,
 }
 
 impl RealShim {
@@ -335,7 +342,10 @@ impl RealShim {
         Arc::new(Self {
             connection,
             pid,
-            stages: Semaphore::new(MAX_STAGES),
+            making: Arc::new(Semaphore::new(MAX_MAKING)),
+            starting: Arc::new(Semaphore::new(MAX_STARTING)),
+            execs: Arc::new(Semaphore::new(MAX_EXECS_STARTING)),
+            ending: Arc::new(Semaphore::new(MAX_ENDING)),
         })
     }
 
@@ -346,7 +356,7 @@ impl RealShim {
         request: Request,
         fds: Vec<OwnedFd>,
     ) -> Result<Reply, ShimCallError> {
-        let answer = self.connection.call(call, request, fds, SHORT).await;
+        let answer = self.connection.call(call, request, fds, None, SHORT).await;
         answer.map(|(reply, _)| reply)
     }
 
@@ -357,11 +367,33 @@ impl RealShim {
         request: Request,
         fds: Vec<OwnedFd>,
     ) -> Result<(Reply, Option<OwnedFd>), ShimCallError> {
+        let turns = match &request {
+            Request::Start { .. } => &self.starting,
+            Request::Exec(_) => &self.execs,
+            Request::Kill { .. } | Request::Delete { .. } => &self.ending,
+            _ => &self.making,
+        };
         let timeout = |_| ShimCallError::Timeout { call, after: LONG };
-        let turn = tokio::time::timeout(LONG, self.stages.acquire()).await;
-        // The semaphore is never closed.
-        let _turn = turn.map_err(timeout)?.map_err(|_| ShimCallError::Died)?;
-        self.connection.call(call, request, fds, LONG).await
+        let turn = tokio::time::timeout(LONG, turns.clone().acquire_owned()).await;
+        // The semaphores are never closed.
+        let turn = turn.map_err(timeout)?.map_err(|_| ShimCallError::Died)?;
+        self.connection.call(call, request, fds, Some(turn), LONG).await
+    }
+}
+
+/// Expects no end of an exec that didn't start, or whose caller left before it was known to have.
+struct Expected<'a> {
+    connection: &'a Connection,
+    container: String,
+    exec: String,
+    started: bool,
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        if !self.started {
+            self.connection.forget_exec(&self.container, &self.exec);
+        }
     }
 }
 
@@ -427,13 +459,18 @@ impl Shim for RealShim {
     async fn exec(&self, request: Exec, fds: Vec<OwnedFd>) -> Result<ExecHandle, ShimCallError> {
         let (container, exec) = (request.container.clone(), request.exec.clone());
         let exit = self.connection.expect_exec(&container, &exec);
-        let answer = self.work("exec", Request::Exec(request), fds).await;
-        match answer {
-            Ok((Reply::ExecStarted { pid, .. }, console)) => Ok(ExecHandle { pid, console, exit }),
-            other => {
-                self.connection.forget_exec(&container, &exec);
-                Err(other.err().unwrap_or(ShimCallError::WrongAnswer { call: "exec" }))
+        let mut expected = Expected {
+            connection: &self.connection,
+            container,
+            exec,
+            started: false,
+        };
+        match self.work("exec", Request::Exec(request), fds).await? {
+            (Reply::ExecStarted { pid, .. }, console) => {
+                expected.started = true;
+                Ok(ExecHandle { pid, console, exit })
             }
+            _ => Err(ShimCallError::WrongAnswer { call: "exec" }),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// How many processes and how many descriptors of a container are looked at; a container with more is counted so far.
 const MAX_PROCESSES: usize = 4096;
-const MAX_DESCRIPTORS: u64 = 1 << 20;
+const MAX_DESCRIPTORS: u64 = 1 << 16;
 
 /// Processes and their open descriptors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -77,7 +77,7 @@ pub struct Sandbox {
     pub id: PodSandboxId,
     /// Its record.
     pub entry: Entry<SandboxRecord>,
-    /// Making a container in it takes this for reading; stopping and removing it, for writing.
+    /// Making a container in it takes this for reading; stopping, removing, undoing and taking it up, for writing.
     pub gate: tokio::sync::RwLock<()>,
     shim: Mutex<ShimLink>,
 }
@@ -127,9 +127,9 @@ pub struct Container {
     pub sandbox: PodSandboxId,
     /// Its record.
     pub entry: Entry<ContainerRecord>,
-    /// Starting and removing it take this.
+    /// Starting and removing it take this, and deleting it from the runtime when its pod stops.
     pub gate: tokio::sync::Mutex<()>,
-    /// Held while the shim lets it go: its end is heard only after its start is recorded.
+    /// Held while the shim makes it or lets it go: its end is heard only after that is recorded.
     pub starting: Arc<tokio::sync::Mutex<()>>,
     /// How exec'd processes are to be made: the OCI process of the container, read once.
     pub process: tokio::sync::OnceCell<Arc<oci_spec::runtime::Process>>,
