@@ -267,6 +267,54 @@ pub(crate) fn is_frozen(cgroup: &Cgroup) -> Result<bool, CgroupError> {
     }
 }
 
+/// Where a process that joins the cgroup, or what is made of it, would be frozen at once: the directory that says so,
+/// in any hierarchy that freezes.
+pub(crate) fn frozen_at(cgroup: &Cgroup) -> Result<Option<PathBuf>, CgroupError> {
+    for hierarchy in &cgroup.hierarchies().all {
+        let bottom = cgroup.directory_in(hierarchy);
+        let frozen = match hierarchy.version {
+            Version::V2 => frozen_v2_at(&bottom, &hierarchy.mount)?,
+            Version::V1 if hierarchy.has("freezer") => frozen_v1_at(&bottom, &hierarchy.mount)?,
+            Version::V1 => None,
+        };
+        if frozen.is_some() {
+            return Ok(frozen);
+        }
+    }
+    Ok(None)
+}
+
+fn up_to<'a>(mount: &'a Path, bottom: &'a Path) -> impl Iterator<Item = &'a Path> {
+    bottom
+        .ancestors()
+        .take_while(move |level| level.starts_with(mount))
+}
+
+/// `cgroup.freeze` is what was asked for, which one stuck process keeps from becoming true; `cgroup.events` also knows
+/// of what is above this process's cgroup namespace. A root has neither, or, before Linux 5.2, nobody has.
+fn frozen_v2_at(bottom: &Path, mount: &Path) -> Result<Option<PathBuf>, CgroupError> {
+    for level in up_to(mount, bottom) {
+        let asked = files::read_if_there(&level.join("cgroup.freeze"))?;
+        let events = files::read_if_there(&level.join("cgroup.events"))?;
+        if asked.is_some_and(|text| text.trim() == "1")
+            || events.is_some_and(|text| text.lines().any(|line| line == "frozen 1"))
+        {
+            return Ok(Some(level.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// The state of the nearest that exists is that of all above it, too.
+fn frozen_v1_at(bottom: &Path, mount: &Path) -> Result<Option<PathBuf>, CgroupError> {
+    for level in up_to(mount, bottom) {
+        if let Some(state) = files::read_if_there(&level.join("freezer.state"))? {
+            return Ok((state.trim() != "THAWED").then(|| level.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// Removes every directory with what is below it.
 pub(crate) fn remove(directories: impl Iterator<Item = PathBuf>) -> Result<(), CgroupError> {
     let mut pauses = Pauses::within(REMOVE_WITHIN);

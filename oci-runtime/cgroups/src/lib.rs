@@ -204,6 +204,15 @@ impl Cgroup {
         control::is_frozen(self)
     }
 
+    /// The directory by which a process that joined would be frozen at once: this cgroup's, or that of one above it,
+    /// whether this one exists yet or not.
+    ///
+    /// # Errors
+    /// When a freezer's file can't be read.
+    pub fn frozen_at(&self) -> Result<Option<PathBuf>, CgroupError> {
+        control::frozen_at(self)
+    }
+
     /// Removes the directories with their descendants in every hierarchy, waiting (bounded) for processes that are
     /// just ending. Absent is fine. Kill first: a cgroup with live processes stays, and is an error.
     ///

@@ -54,11 +54,24 @@ fn scratch() -> Scratch {
     Scratch(cgroup)
 }
 
+/// Says aloud that a test has nothing to look at, after checking by the mount table that this is so.
+fn not_mounted(version: Version) {
+    let kind = match version {
+        Version::V1 => "cgroup",
+        Version::V2 => "cgroup2",
+    };
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounted = table.lines().find(|line| line.split(' ').nth(2) == Some(kind));
+    assert_eq!(mounted, None, "{kind} is mounted, but wasn't found");
+    println!("  nothing to test: no file system of type {kind} is mounted");
+}
+
 /// A cgroup in the hierarchies of one version only, as hosts of that kind have them.
 fn scratch_in(version: Version) -> Option<Scratch> {
     let mut view = (*Hierarchies::of_this_process().unwrap()).clone();
     view.all.retain(|h| h.version == version);
     if view.all.is_empty() {
+        not_mounted(version);
         return None;
     }
     let cgroup = Cgroup::in_hierarchies(&scratch_path(), Arc::new(view)).unwrap();
@@ -184,6 +197,7 @@ fn a_child_is_cloned_into_v2_and_joins_v1() {
             cgroup.0.v2_directory().is_none(),
             "v2 is mounted, but there is no descriptor"
         );
+        not_mounted(Version::V2);
         return;
     };
     let fds = cgroup.0.attach_fds().unwrap();
@@ -353,6 +367,31 @@ fn freeze_and_thaw_on_v2() {
     }
 }
 
+fn joiners_below_a_frozen_cgroup_are_foreseen() {
+    for version in [Version::V1, Version::V2] {
+        let Some(cgroup) = scratch_in(version) else {
+            continue;
+        };
+        let mut view = (*Hierarchies::of_this_process().unwrap()).clone();
+        view.all.retain(|h| h.version == version);
+        let path = format!("{}/some/below", cgroup.0.path());
+        let below = Cgroup::in_hierarchies(&path, Arc::new(view)).unwrap();
+        assert_eq!(below.frozen_at().unwrap(), None);
+        cgroup.0.freeze().unwrap();
+        let top = cgroup.0.frozen_at().unwrap();
+        assert!(
+            top.as_ref()
+                .is_some_and(|dir| dir.ends_with(&cgroup.0.path()[1..]))
+        );
+        assert_eq!(below.frozen_at().unwrap(), top, "while it isn't there");
+        below.create().unwrap();
+        assert!(below.frozen_at().unwrap().is_some());
+        assert!(!below.is_frozen().unwrap(), "it wasn't asked to itself");
+        cgroup.0.thaw().unwrap();
+        eventually("all is thawed", || below.frozen_at().unwrap().is_none());
+    }
+}
+
 /// Sleepers in a child cgroup (v2 wants none beside it), and a process that replaces itself by its child all the time.
 fn everything_dies(cgroup: &Cgroup, below: &Cgroup) {
     below.create().unwrap();
@@ -406,6 +445,7 @@ fn kill_all_finds_a_process_of_another_runtime_in_v1_only() {
     let cgroup = scratch();
     let all = Hierarchies::of_this_process().unwrap();
     if all.is_unified() {
+        not_mounted(Version::V1);
         return;
     }
     // runc and crun on a hybrid host may leave a container out of v2.
@@ -581,6 +621,7 @@ fn main() -> ExitCode {
         freeze_and_thaw,
         freeze_and_thaw_on_v1,
         freeze_and_thaw_on_v2,
+        joiners_below_a_frozen_cgroup_are_foreseen,
         kill_all_ends_forking_trees,
         kill_all_ends_forking_trees_on_v1,
         kill_all_ends_forking_trees_on_v2,

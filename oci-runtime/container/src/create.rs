@@ -89,11 +89,12 @@ fn make(
         folder.write_filter(filter)?;
     }
     let cgroup = Cgroup::new(&record.cgroup, runtime.driver())?;
-    // One that was there and is frozen would hold init, and so this process, for ever.
-    if cgroup.is_frozen().unwrap_or(false) {
+    // One that was there and is frozen, or is below one that is, would hold init, and so this process, for ever.
+    if let Some(frozen) = cgroup.frozen_at().unwrap_or(None) {
         return Err(StepError::other(format!(
-            "container's cgroup unexpectedly frozen: `{}`; thaw it, or name another in linux.cgroupsPath",
-            cgroup.path()
+            "container's cgroup unexpectedly frozen: `{}` by `{}`; thaw that, or name another in linux.cgroupsPath",
+            cgroup.path(),
+            frozen.display()
         ))
         .into());
     }
