@@ -56,8 +56,7 @@ impl HookPlan {
         let Some(hooks) = spec.hooks() else {
             return Ok(Self::default());
         };
-        // Deprecated, and still what many configurations have.
-        #[allow(deprecated)]
+        #[allow(deprecated, reason = "many configurations still have it")]
         let prestart = plan("prestart", hooks.prestart().as_deref())?;
         let create_runtime = plan("createRuntime", hooks.create_runtime().as_deref())?;
         Ok(Self {

@@ -5,8 +5,6 @@
 //! the fifteen around it, and counts as its memory. [`ProgramText::release`] unmaps them; the first instructions
 //! after it fault the few that they need back in, from memory.
 
-#![allow(unsafe_code)]
-
 use std::fs;
 use std::io;
 

@@ -3,8 +3,6 @@
 //! The kernel resolves the whole path with the given folder as `/`: absolute links and `..` stay inside, magic links
 //! (those of `/proc/*/fd`) are refused. What comes back is what was checked; nobody resolves the path again.
 
-#![allow(unsafe_code)]
-
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;

@@ -4,7 +4,7 @@
 //! errno as an [`std::io::Error`]. One module per family: processes ([`process`], [`clone`]), the mount API of file
 //! descriptors ([`mount`]), path resolution inside an untrusted root ([`open`]), terminals, capabilities, seccomp,
 //! and descriptors sent over sockets ([`socket`]).
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the one crate for it")]
 
 pub mod bpf;
 pub mod caps;

@@ -5,8 +5,6 @@
 //! descriptors: another container's pipe held open by a stage child (or by the container that it makes) would never
 //! reach its end of file. So all but the named ones are closed before any work.
 
-#![allow(unsafe_code)]
-
 use std::io;
 use std::os::fd::RawFd;
 
