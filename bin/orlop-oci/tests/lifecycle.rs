@@ -15,11 +15,14 @@ fn run_returns_the_process_s_output_and_code() {
     let output = bundle.call(&["run", &bundle.id]);
     assert_eq!(texts(&output).0, "hello\n");
     assert_eq!(output.status.code(), Some(7));
-    let killed = Bundle::new("kill -9 $$; sleep 5");
-    // A process can't kill the init of its own PID namespace, which it is: through another one.
-    let mut killed = killed;
-    killed.config["process"]["args"] = json!(["/bin/sh", "-c", "exit 137"]);
-    assert_eq!(killed.call(&["run", &killed.id]).status.code(), Some(137));
+    for (signal, code) in [("KILL", 137), ("TERM", 143)] {
+        let mut killed = Bundle::new(&format!("kill -{signal} $$; sleep 100"));
+        // A process can't kill the init of its own PID namespace, which it would be.
+        let namespaces = killed.config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+        let output = killed.call(&["run", &killed.id]);
+        assert_eq!(output.status.code(), Some(code), "{}", texts(&output).1);
+    }
 }
 
 #[test]
@@ -393,19 +396,35 @@ fn variables_are_given_once_and_home_is_never_empty() {
 #[test]
 fn a_frozen_cgroup_is_refused_and_one_frozen_by_others_can_be_deleted() {
     let bundle = Bundle::new("sleep 100");
-    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let (folder, file, frozen, thawed) = if unified {
-        ("/sys/fs/cgroup", "cgroup.freeze", "1", "0")
-    } else {
-        ("/sys/fs/cgroup/freezer", "freezer.state", "FROZEN", "THAWED")
-    };
-    let cgroup = format!("{folder}{}/c", bundle.cgroup);
-    fs::create_dir_all(&cgroup).unwrap();
-    let file = format!("{cgroup}/{file}");
-    fs::write(&file, frozen).unwrap();
-    let error = bundle.bad(&["create", &bundle.id]);
-    assert!(error.contains("unexpectedly frozen"), "{error}");
-    fs::write(&file, thawed).unwrap();
+    let v2 = |folder| (folder, "cgroup.freeze", "1", "0");
+    let freezers = [
+        v2("/sys/fs/cgroup"),
+        v2("/sys/fs/cgroup/unified"),
+        ("/sys/fs/cgroup/freezer", "freezer.state", "FROZEN", "THAWED"),
+    ];
+    let mut last = None;
+    for (folder, name, frozen, thawed) in freezers {
+        let parent = format!("{folder}{}", bundle.cgroup);
+        let made = format!("{parent}/c");
+        // Where no hierarchy is mounted, no folder can be made or there is no such file in it.
+        if fs::create_dir(&parent).is_err() || !std::path::Path::new(&parent).join(name).exists() {
+            continue;
+        }
+        // Frozen from above, before the container's own exists, and itself.
+        for cgroup in [&parent, &made] {
+            fs::create_dir_all(cgroup).unwrap();
+            let file = format!("{cgroup}/{name}");
+            fs::write(&file, frozen).unwrap();
+            let error = bundle.bad(&["create", &bundle.id]);
+            assert!(
+                error.contains("unexpectedly frozen") && error.contains(cgroup.as_str()),
+                "{error}"
+            );
+            fs::write(&file, thawed).unwrap();
+            last = Some((file, frozen));
+        }
+    }
+    let (file, frozen) = last.expect("there is a freezer");
     bundle.create();
     bundle.good(&["start", &bundle.id]);
     fs::write(&file, frozen).unwrap();

@@ -121,6 +121,24 @@ impl Bundle {
         command
     }
 
+    /// The same in a mount namespace of its own, which a shell prepares: `$@` is the call.
+    pub fn command_in(&self, script: &str, arguments: &[&str]) -> Command {
+        let inner = self.command(arguments);
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "/bin/sh",
+            "-ec",
+            script,
+            "sh",
+        ]);
+        command.arg(inner.get_program()).args(inner.get_args());
+        command.current_dir(&self.folder).stdin(Stdio::null());
+        command
+    }
+
     fn log(&self) -> PathBuf {
         self.folder.join("log.json")
     }
@@ -209,14 +227,16 @@ impl Bundle {
     }
 
     pub fn cgroups_left(&self) -> Vec<PathBuf> {
-        let mut left = Vec::new();
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let path = hierarchy.path().join(&self.cgroup[1..]);
-            if path.join("c").is_dir() {
-                left.push(path.join("c"));
-            }
-        }
-        left
+        let all = self.cgroup_parents().map(|parent| parent.join("c"));
+        all.filter(|path| path.is_dir()).collect()
+    }
+
+    /// What the container's cgroup is made in, with v2 alone and with a hierarchy per folder.
+    fn cgroup_parents(&self) -> impl Iterator<Item = PathBuf> {
+        let top = PathBuf::from("/sys/fs/cgroup");
+        let below: Vec<_> = fs::read_dir(&top).unwrap().flatten().collect();
+        let all = std::iter::once(top).chain(below.into_iter().map(|entry| entry.path()));
+        all.map(|hierarchy| hierarchy.join(&self.cgroup[1..]))
     }
 }
 
@@ -225,8 +245,8 @@ impl Drop for Bundle {
         let failing = std::thread::panicking();
         let _ = self.call(&["delete", "--force", &self.id]);
         let left = self.cgroups_left();
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let _ = fs::remove_dir(hierarchy.path().join(&self.cgroup[1..]));
+        for parent in self.cgroup_parents() {
+            let _ = fs::remove_dir(parent);
         }
         let names: Vec<_> = fs::read_dir(self.folder.join("root"))
             .into_iter()
