@@ -80,9 +80,12 @@ fn containers_run_execute_pause_and_stop() {
         "exec failed: exec: \"/bin/nothing\": stat /bin/nothing: no such file or directory",
         "PAUSED\n",
         "RUNNING\n",
-        "memory.usage_in_bytes",
         "create failed: exec: \"/bin/nothing\"",
     ] {
         assert!(out.contains(wanted), "`{wanted}` is not in:\n{out}");
     }
+    // `memory.usage_in_bytes` of v1, `memory.usage` of v2.
+    let usage = out.lines().find_map(|line| line.strip_prefix("memory.usage"));
+    let bytes = usage.and_then(|rest| rest.split_whitespace().last()?.parse::<u64>().ok());
+    assert!(bytes.is_some_and(|bytes| bytes > 0), "no memory in use:\n{out}");
 }
