@@ -28,16 +28,21 @@ const FOLDERS: &[&str] = &[
     "/run/cni",
 ];
 
-/// What may come and go without being a leak: content that images keep, the socket and locks, the last address that
-/// was given out, logs.
-const NO_LEAK: &[&str] = &[
-    "/images/",
-    "last_reserved_ip",
-    "/lock",
-    ".sock",
-    "/orlop-cri.pid",
-    "/seccomp/",
-];
+/// What may come and go without being a leak: the socket, the last address that was given out, compiled filters.
+const NO_LEAK: &[&str] = &["last_reserved_ip", ".sock", "/orlop-cri.pid", "/seccomp/"];
+
+/// The store of images, whose content stays on purpose.
+const IMAGES: &str = "/var/lib/orlop/cri/images";
+
+/// But these folders of it must lose what containers and pulls put there. Their entries are listed, not what is below.
+const IMAGES_PASSING: &[&str] = &["snapshots", "trash", "ingest"];
+
+/// What the daemon deletes in the background: it may take longer than the call that put it there.
+pub(crate) fn is_on_its_way_out(leak: &str) -> bool {
+    ["trash", "ingest"]
+        .iter()
+        .any(|dir| leak.starts_with(&format!("file: {IMAGES}/{dir}/")))
+}
 
 impl Snapshot {
     /// Looks around; to be called inside the node. `cgroups` is what is below the node's own, and processes with one
@@ -52,7 +57,11 @@ impl Snapshot {
             ("process", processes(expected)),
             (
                 "file",
-                FOLDERS.iter().flat_map(|dir| files(Path::new(dir))).collect(),
+                FOLDERS
+                    .iter()
+                    .flat_map(|dir| files(Path::new(dir)))
+                    .chain(passing(Path::new(IMAGES)))
+                    .collect(),
             ),
         ]);
         for lines in kinds.values_mut() {
@@ -171,7 +180,8 @@ fn files(dir: &Path) -> Vec<String> {
         let path = entry.path();
         let name = path.display().to_string();
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if NO_LEAK.iter().any(|part| name.contains(part)) {
+        let is_lock = !is_dir && entry.file_name() == "lock";
+        if is_lock || name == IMAGES || NO_LEAK.iter().any(|part| name.contains(part)) {
             continue;
         }
         if is_dir {
@@ -180,6 +190,14 @@ fn files(dir: &Path) -> Vec<String> {
         found.push(name);
     }
     found
+}
+
+/// What of the store of images may not stay.
+fn passing(images: &Path) -> Vec<String> {
+    let dirs = IMAGES_PASSING.iter().map(|dir| images.join(dir));
+    dirs.flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
+        .map(|entry| entry.path().display().to_string())
+        .collect()
 }
 
 /// What a program prints. Without threads: a thread that entered a PID namespace can't start others.
@@ -238,6 +256,21 @@ mod tests {
             ["process: c", "process: b"]
         );
         assert!(with(&["a", "b"]).leaks(&with(&["a"])).is_empty());
+    }
+
+    #[test]
+    fn snapshots_are_listed_and_images_are_not() {
+        let images = std::env::temp_dir().join(format!("audit-images-{}", std::process::id()));
+        for dir in ["snapshots/c1/upper", "layers/l1", "trash/t1", "ingest"] {
+            fs::create_dir_all(images.join(dir)).unwrap();
+        }
+        let mut found = passing(&images);
+        found.sort();
+        fs::remove_dir_all(&images).unwrap();
+        let at = |entry: &str| images.join(entry).display().to_string();
+        assert_eq!(found, [at("snapshots/c1"), at("trash/t1")]);
+        assert!(is_on_its_way_out("file: /var/lib/orlop/cri/images/trash/x"));
+        assert!(!is_on_its_way_out("file: /var/lib/orlop/cri/images/snapshots/x"));
     }
 
     #[test]

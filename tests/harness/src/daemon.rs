@@ -79,6 +79,14 @@ impl Daemon {
         self.signal(Signal::SIGTERM)
     }
 
+    /// Asks it to read its configuration again.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn signal_hangup(&self) -> Result<()> {
+        self.signal(Signal::SIGHUP)
+    }
+
     /// SIGKILL, and waits until it is gone. Fine when it has ended already.
     ///
     /// # Errors
