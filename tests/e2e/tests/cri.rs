@@ -8,6 +8,8 @@ mod bed;
 mod churn;
 #[path = "cri/client.rs"]
 mod client;
+#[path = "cri/codes.rs"]
+mod codes;
 #[path = "cri/crictl_images.rs"]
 mod crictl_images;
 #[path = "cri/crictl_network.rs"]

@@ -97,3 +97,81 @@ fn a_polite_stop_leaves_pods_alone_too() {
         crictl.remove_pod(&sandbox)
     });
 }
+
+#[test]
+fn a_hangup_changes_what_may_change_and_names_what_needs_a_restart() {
+    in_node(Node::builder(), |node| {
+        let before = settled(node)?;
+        let path = tests_harness::tools::installed("runc")?;
+        let drop_in = "/etc/orlop/orlop-cri.toml.d/70-new.toml";
+        let hang_up = |node: &mut Node, text: &str, said: &str| -> Result<()> {
+            node.write(drop_in, text)?;
+            node.daemon()?.signal_hangup()?;
+            wait_until(said, PATIENCE, || Ok(node.log_tail(50).contains(said))).map(drop)
+        };
+        let pod = PodSpec::new("handled");
+        let flags = ["--runtime", "late"];
+        node.crictl()?.try_run_pod(&pod, &flags)?.refused("late")?;
+        let text = format!(
+            "[runtimes.late]\npath = '{}'\n[streaming]\naddress = '127.0.0.1:5999'\n",
+            path.display()
+        );
+        hang_up(node, &text, "need a restart")?;
+        let log = node.log_tail(50);
+        let line = log.lines().find(|line| line.contains("need a restart"));
+        ensure!(line.is_some_and(|line| line.contains("streaming")), "{log}");
+        let crictl = node.crictl()?;
+        let sandbox = crictl.try_run_pod(&pod, &flags)?.ok()?.text().to_owned();
+        let id = crictl.create(&sandbox, &pod, &sleeper("main"))?;
+        crictl.ok(&["start", &id])?;
+        ensure!(crictl.ok(&["exec", "-s", &id, "echo", "here"])? == "here");
+        crictl.remove_pod(&sandbox)?;
+        drop(crictl);
+        // What is wrong changes nothing, and the daemon says where it is.
+        hang_up(node, "max_paralel = 3\n", "max_paralel")?;
+        let crictl = node.crictl()?;
+        let sandbox = crictl.try_run_pod(&pod, &flags)?.ok()?.text().to_owned();
+        crictl.remove_pod(&sandbox)?;
+        node.assert_no_leaks(&before)
+    });
+}
+
+#[test]
+fn addresses_of_pods_that_died_with_their_records_are_given_back() {
+    in_node(Node::builder(), |node| {
+        let before = settled(node)?;
+        let crictl = node.crictl()?;
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("lost"), &sleeper("main"))?;
+        let (kept, _) = crictl.start_pod(&PodSpec::new("kept"), &sleeper("main"))?;
+        let address = |ip: &str| format!("/var/lib/cni/networks/orlop/{ip}");
+        let (lost, held) = (
+            address(&crictl.pod_ip(&sandbox)?),
+            address(&crictl.pod_ip(&kept)?),
+        );
+        ensure!(
+            node.read(&lost)?.contains(&sandbox),
+            "the address isn't the pod's"
+        );
+        drop(crictl);
+        node.kill_daemon()?;
+        node.run(
+            "pkill",
+            &["-KILL", "-f", &format!("orlop-shim.*--sandbox {sandbox}")],
+        )?
+        .ok()?;
+        for record in [format!("sandboxes/{sandbox}"), format!("containers/{id}")] {
+            node.run("rm", &["-r", &format!("/var/lib/orlop/cri/{record}")])?
+                .ok()?;
+        }
+        node.start_daemon()?;
+        wait_until("the address to be free", PATIENCE, || {
+            node.inside(|| Ok(!std::path::Path::new(&lost).exists()))
+        })?;
+        ensure!(
+            node.read(&held)?.contains(&kept),
+            "a living pod's address was taken"
+        );
+        node.crictl()?.remove_pod(&kept)?;
+        node.assert_no_leaks(&before)
+    });
+}
