@@ -29,6 +29,11 @@ fn one_round_measures_both_daemons_and_leaves_no_cgroup() {
         );
     }
     assert!(text.matches("containerd ").count() > 18, "{text}");
+    // Cgroup v2 alone has no hierarchies below.
+    assert!(
+        !Path::new("/sys/fs/cgroup").join(&cgroup).exists(),
+        "{cgroup} is left"
+    );
     let hierarchies = std::fs::read_dir("/sys/fs/cgroup").expect("cgroups are mounted");
     for hierarchy in hierarchies.flatten() {
         assert!(

@@ -106,6 +106,10 @@ fn a_plugin_whose_del_hangs_keeps_nothing_but_the_network() {
         node.run("chmod", &["+x", "/opt/cni/bin/stuck"])?.ok()?;
         let crictl = node.crictl()?;
         let (sandbox, id) = crictl.start_pod(&PodSpec::new("stuck"), &sleeper("main"))?;
+        crictl.ok(&["stopp", &sandbox])?;
+        let of_a_stopped_one = added(node, &before, &sandbox, &id)?;
+        crictl.remove_pod(&sandbox)?;
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("stuck"), &sleeper("main"))?;
         let shim = shim_of(node, &sandbox)?;
         node.write("/run/stuck", "")?;
         let stop = crictl.run(&["-t", "60s", "stopp", &sandbox])?;
@@ -121,10 +125,37 @@ fn a_plugin_whose_del_hangs_keeps_nothing_but_the_network() {
             node.run("kill", &["-0", &shim])?.code != 0,
             "the shim still runs, though nothing needs it"
         );
+        let mut strange = added(node, &before, &sandbox, &id)?;
+        strange.retain(|leak| !of_a_stopped_one.contains(leak) && !is_of_the_network(leak));
+        ensure!(strange.is_empty(), "while DEL hangs there is also {strange:#?}");
         node.run("rm", &["/run/stuck"])?.ok()?;
         crictl.remove_pod(&sandbox)?;
         until_clean(node, &before)
     });
+}
+
+/// What a stopped pod adds, with names for its IDs.
+fn added(node: &Node, before: &Snapshot, sandbox: &str, container: &str) -> Result<Vec<String>> {
+    let lines = before.leaks(&node.snapshot()?).into_iter();
+    Ok(lines
+        .map(|line| line.replace(sandbox, "SANDBOX").replace(container, "CONTAINER"))
+        .collect())
+}
+
+/// What a pod may have while its DEL hangs beyond what a stopped one has: its network namespace, links, rules, addresses
+/// and CNI's notes of them, and the plugin itself.
+fn is_of_the_network(leak: &str) -> bool {
+    let (kind, what) = leak.split_once(": ").unwrap_or((leak, ""));
+    match kind {
+        "link" | "rule" => true,
+        "process" => what.contains("/opt/cni/bin/stuck") || what.starts_with("sleep 0.05"),
+        // Its /dev/shm is unmounted once the network is gone.
+        "mount" => what.ends_with("(nsfs)") || what == "/run/orlop/cri/pods/SANDBOX/shm (tmpfs)",
+        "file" => ["/var/lib/cni/", "/run/netns/", "/run/orlop/cri/pods/SANDBOX"]
+            .iter()
+            .any(|folder| what.starts_with(folder)),
+        _ => false,
+    }
 }
 
 #[test]
