@@ -86,8 +86,8 @@ impl Node {
         Ok(())
     }
 
-    /// Stops what runs and gives back shim, network, namespaces and tmpfs. The network comes after the shim: a plugin
-    /// that hangs keeps the pod's network namespace from going, and nothing else.
+    /// Stops what runs and gives back shim, tmpfs, network and namespaces. The network comes late: a plugin that
+    /// hangs keeps the pod's network namespace from going, and nothing else.
     async fn release(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), CallError> {
         let entry = &sandbox.entry;
         self.step(entry, Step::SandboxStopContainers, self.kill_containers(sandbox))
@@ -100,12 +100,12 @@ impl Node {
         });
         self.step(entry, Step::SandboxEndShim, self.end_shim(sandbox))
             .await?;
-        self.step(entry, Step::SandboxReleaseNetwork, self.release_network(sandbox))
-            .await?;
-        self.step(entry, Step::SandboxUnpin, self.unpin(sandbox)).await?;
         self.quick_step(entry, Step::SandboxDropShm, || {
             files::unmount(&self.paths.shm(sandbox.id.as_str()))
-        })
+        })?;
+        self.step(entry, Step::SandboxReleaseNetwork, self.release_network(sandbox))
+            .await?;
+        self.step(entry, Step::SandboxUnpin, self.unpin(sandbox)).await
     }
 
     async fn kill_containers(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), CallError> {

@@ -100,12 +100,12 @@ steps! {
     SandboxStopContainers => Stop,
     /// StopPodSandbox: the shim ends, and the pod's own init with it.
     SandboxEndShim => Stop,
+    /// StopPodSandbox: the tmpfs for `/dev/shm` goes.
+    SandboxDropShm => Stop,
     /// StopPodSandbox: CNI DEL.
     SandboxReleaseNetwork => Stop,
     /// StopPodSandbox: the namespaces are let go.
     SandboxUnpin => Stop,
-    /// StopPodSandbox: the tmpfs for `/dev/shm` goes.
-    SandboxDropShm => Stop,
     /// StopPodSandbox: the sandbox is recorded as not ready.
     SandboxStopped => Stop,
 

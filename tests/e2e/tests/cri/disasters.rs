@@ -149,8 +149,7 @@ fn is_of_the_network(leak: &str) -> bool {
     match kind {
         "link" | "rule" => true,
         "process" => what.contains("/opt/cni/bin/stuck") || what.starts_with("sleep 0.05"),
-        // Its /dev/shm is unmounted once the network is gone.
-        "mount" => what.ends_with("(nsfs)") || what == "/run/orlop/cri/pods/SANDBOX/shm (tmpfs)",
+        "mount" => what.ends_with("(nsfs)"),
         "file" => ["/var/lib/cni/", "/run/netns/", "/run/orlop/cri/pods/SANDBOX"]
             .iter()
             .any(|folder| what.starts_with(folder)),
