@@ -12,10 +12,11 @@ use crate::digest::Digest;
 use crate::disk::{Chain, Disk};
 use crate::layers::Source;
 use crate::mount::remove_attached;
+use crate::records::LayerRecord;
 use crate::reference::Reference;
 use crate::registry::Registry;
 use crate::snapshots::{self, SnapshotRecord};
-use crate::state::{Flights, Known, Layer, Shared, State};
+use crate::state::{Flights, Known, Layer, Lease, Shared, State};
 use crate::step::{Step, Steps};
 use crate::unpack::OverlayXattrs;
 use crate::{
@@ -37,7 +38,7 @@ pub(crate) struct Store {
     pub(crate) xattrs: OverlayXattrs,
     pub(crate) flights: Flights,
     pub(crate) pull_slots: Semaphore,
-    pub(crate) layer_slots: Semaphore,
+    pub(crate) layer_slots: Arc<Semaphore>,
     /// Held while image records change.
     pub(crate) records: Arc<Mutex<()>>,
     pinned: BTreeSet<String>,
@@ -48,6 +49,11 @@ impl Images {
     /// Opens the store, making it when absent. Removes temporary files, finishes deletions, drops unreferenced layers.
     pub async fn open(config: ImagesConfig) -> Result<Self, OpenError> {
         Self::open_with(config, Steps::default()).await
+    }
+
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.0
     }
 
     /// Opens the store, telling `steps` about each step.
@@ -63,7 +69,7 @@ impl Images {
             xattrs: opened.xattrs,
             flights: Flights::default(),
             pull_slots: Semaphore::new(config.max_parallel_pulls.max(1)),
-            layer_slots: Semaphore::new(config.max_parallel_layers.max(1)),
+            layer_slots: Arc::new(Semaphore::new(config.max_parallel_layers.max(1))),
             records: Arc::default(),
             pinned: pinned
                 .filter_map(|name| Some(name.parse::<Reference>().ok()?.to_string()))
@@ -325,8 +331,8 @@ impl Store {
             .ok_or(SnapshotError::Lost)??)
     }
 
-    /// Looks at a layer that wasn't looked at since the machine started, and repairs it when it is damaged. Those below
-    /// it are looked at first.
+    /// Looks at a layer that wasn't looked at since the machine started, and repairs it when it is damaged. Callers look
+    /// at those below it first.
     pub(crate) async fn ensure_sound(self: &Arc<Self>, layer: &Digest) -> Result<Soundness, OpenError> {
         let is_known_sound = |state: &mut State| {
             matches!(
@@ -349,11 +355,24 @@ impl Store {
         Ok(checked.await.ok_or(OpenError::Lost)??)
     }
 
-    fn check_or_repair(&self, layer: &Digest) -> Result<Soundness, FileError> {
+    fn check_or_repair(self: &Arc<Self>, layer: &Digest) -> Result<Soundness, FileError> {
+        let lease = Lease::new(self);
+        let checked = self.check_or_repair_leased(layer, &lease);
+        drop(lease);
+        // What was to go meanwhile goes now.
+        self.collect();
+        checked
+    }
+
+    fn check_or_repair_leased(&self, layer: &Digest, lease: &Lease) -> Result<Soundness, FileError> {
         let path = self.disk.layer(layer);
         let (known, sources) = self.shared.with(|state| {
             let images = state.images.values();
             let sources: Vec<Source> = images.filter_map(|known| known.record.source(layer)).collect();
+            lease.extend_in(state, [*layer]);
+            for source in &sources {
+                lease.extend_in(state, source.below.iter().copied().chain([source.blob]));
+            }
             (state.layers.get(layer).cloned(), sources)
         });
         // Gone since: removed with its last image.
@@ -434,6 +453,30 @@ impl Store {
             tracing::warn!(error = %Chain(&error), "failed to drop what no image needs");
         }
         self.empty_trash();
+    }
+
+    /// With blobs not to be kept, drops those of unpacked layers that nobody is about to use.
+    pub(crate) fn discard_blobs(&self) -> Result<(), FileError> {
+        if !self.config.discard_blobs {
+            return Ok(());
+        }
+        let discarded = self.shared.with(|state| -> Result<(), FileError> {
+            let leased: BTreeSet<Digest> = state.leases.values().flatten().copied().collect();
+            let layers = state.images.values().flat_map(|known| &known.record.layers);
+            let whole =
+                |layer: &&LayerRecord| matches!(state.layers.get(&layer.name()), Some(Layer::Whole { .. }));
+            let unpacked = layers.filter(whole);
+            let blobs: BTreeSet<Digest> = unpacked.map(|layer| layer.blob).collect();
+            for blob in blobs.difference(&leased) {
+                if state.blobs.remove(blob).is_some() {
+                    self.disk.discard(&self.disk.blob(blob))?;
+                    self.disk.steps.reach(Step::BlobDiscarded);
+                }
+            }
+            Ok(())
+        });
+        self.empty_trash();
+        discarded
     }
 
     pub(crate) fn set_layer(&self, name: &Digest, layer: Layer) {

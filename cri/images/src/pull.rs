@@ -3,7 +3,8 @@
 //! Whoever pulls what somebody else is pulling waits and then finds it there: pulls of one reference come one after the
 //! other, and so do makers of one blob and of one layer. What a pull has or will have is leased, so that a removal at
 //! the same time doesn't collect it. Parts that are there already are taken as they are; a blob that turns out damaged
-//! is fetched again.
+//! is fetched again. A pull that fails or is given up doesn't wait for layers that are being unpacked: those go on by
+//! themselves, and hold on to their place, their lease and the right to make that layer until they are done.
 
 mod stack;
 
@@ -20,7 +21,7 @@ use crate::manifest::{
 use crate::records::{self, Record};
 use crate::reference::{Reference, Version};
 use crate::registry::{RegistryError, Session};
-use crate::state::{Known, Lease, State};
+use crate::state::{Known, Lease};
 use crate::step::Step;
 use crate::{Credentials, PullError, hosts};
 
@@ -29,7 +30,7 @@ struct Pull<'a> {
     store: &'a Arc<Store>,
     reference: &'a Reference,
     session: Session<'a>,
-    lease: Lease<'a>,
+    lease: Lease,
 }
 
 /// What a reference means on this machine.
@@ -59,32 +60,49 @@ pub(crate) async fn pull(
         store,
         reference: &reference,
         session,
-        lease: Lease::new(&store.shared),
+        lease: Lease::new(store),
     };
     if let Some(known) = pull.find_current().await {
         return Ok(known);
     }
-    let resolved = pull.resolve().await?;
-    let (config, diff_ids) = pull.config(&resolved).await?;
-    let layers = pull.layers(&resolved.manifest.layers, &diff_ids).await?;
-    let mut record = Record::new(&resolved.manifest, layers);
-    record.manifests = resolved.documents.iter().map(|(digest, _)| *digest).collect();
-    let known = Known {
-        record,
-        config: Arc::new(config),
-    };
-    let is_chained = known.record.layers.iter().any(|layer| layer.chain_id.is_some());
-    let known = pull.commit(known, resolved.top).await?;
+    let made = pull.make().await;
     drop(pull);
-    if is_chained {
-        // What such layers are when unpacked by themselves is of use only to an image that has them so.
-        let store = store.clone();
-        blocking(move || store.collect()).await;
-    }
+    let is_chained = made
+        .as_ref()
+        .is_ok_and(|known| known.record.layers.iter().any(|layer| layer.chain_id.is_some()));
+    let theirs = store.clone();
+    let tidied = blocking(move || {
+        if is_chained {
+            // What such layers are when unpacked by themselves is of use only to an image that has them so.
+            theirs.collect();
+        }
+        // After a failed pull, too: it may have leased what another one would have discarded.
+        theirs.discard_blobs()
+    });
+    let tidied = tidied.await.ok_or_else(lost)?;
+    let known = made?;
+    tidied.map_err(|source| PullError::File {
+        reference: reference.to_string(),
+        source,
+    })?;
     Ok(known)
 }
 
 impl Pull<'_> {
+    /// Fetches, unpacks and records the image.
+    async fn make(&self) -> Result<Known, PullError> {
+        let resolved = self.resolve().await?;
+        let (config, diff_ids) = self.config(&resolved).await?;
+        let layers = self.layers(&resolved.manifest.layers, &diff_ids).await?;
+        let mut record = Record::new(&resolved.manifest, layers);
+        record.manifests = resolved.documents.iter().map(|(digest, _)| *digest).collect();
+        let known = Known {
+            record,
+            config: Arc::new(config),
+        };
+        self.commit(known, resolved.top).await
+    }
+
     fn registry_error(&self, source: RegistryError) -> PullError {
         PullError::Registry {
             reference: self.reference.to_string(),
@@ -306,22 +324,6 @@ fn commit(store: &Store, mut known: Known, reference: &Reference, top: Digest) -
                 }
             });
         }
-    }
-    if store.config.discard_blobs {
-        for layer in &known.record.layers {
-            // One that another pull needs goes with that one.
-            let leases = |state: &mut State| {
-                let leases = state.leases.values();
-                leases.filter(|lease| lease.contains(&layer.blob)).count()
-            };
-            if store.shared.with(leases) > 1 {
-                continue;
-            }
-            store.shared.with(|state| state.blobs.remove(&layer.blob));
-            store.disk.discard(&store.disk.blob(&layer.blob))?;
-            store.disk.steps.reach(Step::BlobDiscarded);
-        }
-        store.empty_trash();
     }
     Ok(known)
 }

@@ -13,7 +13,7 @@ use crate::FileError;
 
 const MAX_DEPTH: usize = 32;
 
-/// Removes all that is in `directory`, which only this process works in.
+/// Removes all that is in `directory`, which only this process works in. What comes in meanwhile may stay.
 pub(crate) fn empty(directory: &Path) -> Result<(), FileError> {
     let failed = |errno: Errno| FileError::of("empty", directory)(errno);
     let top = open(fs::CWD, directory.as_os_str().as_encoded_bytes()).map_err(failed)?;

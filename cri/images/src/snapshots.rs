@@ -1,9 +1,8 @@
 //! Snapshots: the writable directory of a container over the layers of its image.
 //!
 //! `snapshots/<key>/` has `snapshot.json` (the image, its layers, the options), `upper` and `work`, or `root` where
-//! nothing is writable. It is made under a
-//! temporary name and renamed, so a snapshot is whole or not there. It isn't synced: a power cut ends its container
-//! anyway, and an empty record is told from a whole one.
+//! nothing is writable. It is made under a temporary name and renamed, so a snapshot is whole or not there. It isn't
+//! synced: a power cut ends its container anyway, and an empty record is told from a whole one.
 //!
 //! A snapshot keeps its layers: they are collected only when neither an image nor a snapshot has them.
 

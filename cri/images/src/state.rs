@@ -7,6 +7,7 @@ use oci_spec::image::ImageConfiguration;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::digest::Digest;
+use crate::images::Store;
 use crate::layers::Marker;
 use crate::records::{LayerRecord, Record};
 use crate::reference::Reference;
@@ -157,32 +158,41 @@ impl Shared {
     }
 }
 
-/// Keeps digests from being collected while a pull goes on.
-pub(crate) struct Lease<'a> {
-    shared: &'a Shared,
+/// Keeps digests from being collected while a pull or a repair goes on, until the last clone is gone: threads that
+/// work for one that was given up have theirs.
+#[derive(Clone)]
+pub(crate) struct Lease(Arc<Leased>);
+
+struct Leased {
+    store: Arc<Store>,
     number: u64,
 }
 
-impl<'a> Lease<'a> {
-    pub(crate) fn new(shared: &'a Shared) -> Self {
-        let number = shared.with(|state| {
+impl Lease {
+    pub(crate) fn new(store: &Arc<Store>) -> Self {
+        let number = store.shared.with(|state| {
             state.last_lease += 1;
             state.leases.insert(state.last_lease, BTreeSet::new());
             state.last_lease
         });
-        Self { shared, number }
+        let store = store.clone();
+        Self(Arc::new(Leased { store, number }))
     }
 
     /// Keeps more.
     pub(crate) fn extend(&self, digests: impl IntoIterator<Item = Digest>) {
-        self.shared
-            .with(|state| state.leases.entry(self.number).or_default().extend(digests));
+        self.0.store.shared.with(|state| self.extend_in(state, digests));
+    }
+
+    /// Keeps more, together with the look at the state that says what.
+    pub(crate) fn extend_in(&self, state: &mut State, digests: impl IntoIterator<Item = Digest>) {
+        state.leases.entry(self.0.number).or_default().extend(digests);
     }
 }
 
-impl Drop for Lease<'_> {
+impl Drop for Leased {
     fn drop(&mut self) {
-        self.shared.with(|state| state.leases.remove(&self.number));
+        self.store.shared.with(|state| state.leases.remove(&self.number));
     }
 }
 

@@ -4,7 +4,10 @@
 //! layers that are below it: where an entry belongs elsewhere on top of those, the layer is unpacked once more, on top of
 //! them, and has the name of the whole chain. Most images have no such layer.
 
+use std::sync::Arc;
+
 use futures_util::future::try_join_all;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 
 use super::Pull;
 use crate::content;
@@ -14,7 +17,7 @@ use crate::images::{Soundness, blocking};
 use crate::layers::{self, Depends, LayerError, Marker, Source};
 use crate::manifest::Descriptor;
 use crate::records::LayerRecord;
-use crate::state::Layer;
+use crate::state::{Layer, Lease};
 use crate::{OpenError, PullError};
 
 /// One layer of the image that is pulled.
@@ -23,6 +26,15 @@ struct Wanted<'a> {
     diff_id: Digest,
     /// The same as the diff ID for the lowest layer.
     chain_id: Digest,
+}
+
+/// What unpacking a layer needs until it is done, whatever becomes of the pull.
+struct Held {
+    /// The right to make this layer: two that made it at once would take it away from under a container.
+    _flight: OwnedMutexGuard<()>,
+    _slot: OwnedSemaphorePermit,
+    /// The layers below must not be collected while they are looked at.
+    _lease: Lease,
 }
 
 /// What came of unpacking one by itself.
@@ -89,11 +101,11 @@ impl Pull<'_> {
         if let Some(there) = there() {
             return Ok(there);
         }
-        let _flight = self.store.flights.lock(format!("layer {}", layer.diff_id)).await;
+        let flight = self.store.flights.lock(format!("layer {}", layer.diff_id)).await;
         if let Some(there) = there() {
             return Ok(there);
         }
-        match self.make(layer, layer.diff_id, Vec::new()).await {
+        match self.make_layer(flight, layer, layer.diff_id, Vec::new()).await {
             Err(PullError::Layer { source, .. }) if !is_lowest && source.may_need_below() => {
                 Ok(Alone::NeedsBelow)
             }
@@ -115,7 +127,7 @@ impl Pull<'_> {
 
     /// Makes sure that a layer is there, unpacked on top of those below.
     async fn chained(&self, layer: &Wanted<'_>, below: Vec<Digest>) -> Result<Marker, PullError> {
-        let _flight = self.store.flights.lock(format!("layer {}", layer.chain_id)).await;
+        let flight = self.store.flights.lock(format!("layer {}", layer.chain_id)).await;
         if let Some(marker) = self.whole(&layer.chain_id) {
             return Ok(marker);
         }
@@ -129,7 +141,7 @@ impl Pull<'_> {
                 Err(_) => return Err(self.lost()),
             }
         }
-        self.make(layer, layer.chain_id, below).await
+        self.make_layer(flight, layer, layer.chain_id, below).await
     }
 
     fn damaged(&self, layer: &Digest) -> PullError {
@@ -140,8 +152,19 @@ impl Pull<'_> {
     }
 
     /// Fetches a layer's blob, if need be, and unpacks it.
-    async fn make(&self, layer: &Wanted<'_>, name: Digest, below: Vec<Digest>) -> Result<Marker, PullError> {
-        let _slot = self.store.layer_slots.acquire().await.map_err(|_| self.lost())?;
+    async fn make_layer(
+        &self,
+        flight: OwnedMutexGuard<()>,
+        layer: &Wanted<'_>,
+        name: Digest,
+        below: Vec<Digest>,
+    ) -> Result<Marker, PullError> {
+        let slot = self.store.layer_slots.clone().acquire_owned().await;
+        let held = Arc::new(Held {
+            _flight: flight,
+            _slot: slot.map_err(|_| self.lost())?,
+            _lease: self.lease.clone(),
+        });
         let blob = layer.blob;
         let source = Source {
             blob: blob.digest,
@@ -160,13 +183,13 @@ impl Pull<'_> {
             }
             was_there
         };
-        match self.unpack(&source).await {
+        match self.unpack(&held, &source).await {
             Err(PullError::Layer { source: error, .. })
                 if was_there && self.is_broken(&blob.digest).await =>
             {
                 tracing::warn!(blob = %blob.digest, error = %Chain(&error), "a stored blob is damaged; fetching it again");
                 self.fetch(blob).await?;
-                self.unpack(&source).await
+                self.unpack(&held, &source).await
             }
             unpacked => unpacked,
         }
@@ -179,9 +202,12 @@ impl Pull<'_> {
             .unwrap_or(false)
     }
 
-    async fn unpack(&self, source: &Source) -> Result<Marker, PullError> {
+    async fn unpack(&self, held: &Arc<Held>, source: &Source) -> Result<Marker, PullError> {
         let (store, source, digest) = (self.store.clone(), source.clone(), source.blob);
+        let held = held.clone();
         let unpacked = blocking(move || -> Result<Marker, LayerError> {
+            // The pull may be given up meanwhile; this goes on.
+            let _held = held;
             let (made, marker) = layers::unpack(&store.disk, &source, store.xattrs, &store.config.limits)?;
             store.exchange_layer(&source.name, &made)?;
             store.set_layer(

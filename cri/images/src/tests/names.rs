@@ -1,6 +1,10 @@
 //! Tags, digests and what a removal takes.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use crate::digest::Digest;
+use crate::step::{Step, Steps};
 use crate::testing::{Compression, FakeRegistry, config_at, open_at, tar_of};
 use crate::{Images, RemoveError};
 
@@ -48,6 +52,72 @@ async fn two_tags_of_one_image_are_one_image() {
         images.remove("A//b").await,
         Err(RemoveError::Reference(_))
     ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unpacking_that_outlives_its_pull_is_waited_for_and_keeps_what_it_needs() {
+    let registry = FakeRegistry::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (at, reached) = std::sync::mpsc::channel();
+    let gate = Arc::new(tokio::sync::Mutex::new(()));
+    let closed = gate.clone().lock_owned().await;
+    let theirs = gate;
+    let steps = Steps::hooked(move |step| {
+        if step == Step::LayerUnpacked {
+            // The test may be over.
+            let _ = at.send(());
+            drop(theirs.blocking_lock());
+        }
+    });
+    let images = Images::open_with(config_at(dir.path()), steps).await.unwrap();
+    let pushed = registry.push("x", "1", &[layer("x")], GZIP);
+    let pull = |images: &Images| {
+        let (images, name) = (images.clone(), registry.name("x:1"));
+        tokio::spawn(async move { images.pull(&name, None).await })
+    };
+    let given_up = pull(&images);
+    reached.recv_timeout(Duration::from_secs(30)).unwrap();
+    given_up.abort();
+    given_up.await.unwrap_err();
+    let again = pull(&images);
+    // A removal meanwhile collects nothing that the unpacking needs.
+    images.remove(&registry.name("x:1")).await.unwrap();
+    let blob = images.store().shared.with(|state| state.blobs.len());
+    assert!(blob > 0, "the lease is held");
+    let second = reached.recv_timeout(Duration::from_millis(300));
+    assert!(second.is_err(), "the layer is unpacked twice at once");
+    drop(closed);
+    assert_eq!(again.await.unwrap().unwrap().id, pushed.id);
+    assert!(reached.try_recv().is_err(), "it was unpacked once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_that_are_not_kept_go_with_the_last_pull_that_needs_them() {
+    let registry = FakeRegistry::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config_at(dir.path());
+    config.discard_blobs = true;
+    let images = Images::open(config).await.unwrap();
+    let pushed = registry.push("x", "1", &[layer("x")], GZIP);
+    let blob = pushed.layers[0];
+    // Another pull that needs the blob, and fails in the end.
+    let lease = crate::state::Lease::new(images.store());
+    lease.extend([blob]);
+    images.pull(&registry.name("x:1"), None).await.unwrap();
+    assert!(
+        images
+            .store()
+            .shared
+            .with(|state| state.blobs.contains_key(&blob))
+    );
+    drop(lease);
+    images.pull(&registry.name("no:such"), None).await.unwrap_err();
+    assert!(
+        !images
+            .store()
+            .shared
+            .with(|state| state.blobs.contains_key(&blob))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@
 //! links are read and followed here, from the image's root, where `..` leads back to the root itself. Nothing in a layer
 //! can lead out of it.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,9 @@ use super::{EntryError, MAX_DEPTH, MAX_PATH, OverlayXattrs};
 const MAX_LINKS: usize = 40;
 /// The most parts on the way to one entry, those of symlinks included.
 const MAX_STEPS: usize = 1024;
+/// The most looks into a layer's directory while one archive is unpacked: a minute or two of them. An archive whose
+/// every entry leads through a maze of links would hold its place for hours.
+const MAX_LOOKS: u64 = 64 << 20;
 
 /// How many layers are held open: an image may have hundreds, and several are unpacked at a time.
 const MAX_OPEN: usize = 32;
@@ -31,6 +35,7 @@ pub(super) struct Merged {
     /// Their root directories, the top one first.
     layers: Vec<Root>,
     xattrs: OverlayXattrs,
+    looks: Cell<u64>,
 }
 
 /// The root directory of a layer.
@@ -97,7 +102,11 @@ impl Merged {
         };
         let layers = layers.into_iter().enumerate().map(open);
         let layers = layers.collect::<io::Result<_>>()?;
-        Ok(Self { layers, xattrs })
+        Ok(Self {
+            layers,
+            xattrs,
+            looks: Cell::new(MAX_LOOKS),
+        })
     }
 
     /// Whether there are layers below the top one.
@@ -182,6 +191,8 @@ impl Merged {
                 _ => {}
             }
             let layers = route.parts.last().map_or(&roots, |part| &part.layers).clone();
+            let looks = self.looks.get().checked_sub(1 + layers.len() as u64);
+            self.looks.set(looks.ok_or(EntryError::Maze)?);
             let mut path = route.path();
             if !path.is_empty() {
                 path.push(b'/');
@@ -252,4 +263,20 @@ fn open_root(path: &Path) -> rustix::io::Result<OwnedFd> {
 
 pub(super) fn is_whiteout(stat: &fs::Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_are_counted_over_all_entries_of_an_archive() {
+        let dir = tempfile::tempdir().unwrap();
+        let merged = Merged::open([dir.path()], OverlayXattrs::Trusted).unwrap();
+        merged.looks.set(5);
+        assert!(merged.follow(&[b"a"]).is_ok());
+        assert!(merged.follow(&[b"a"]).is_ok());
+        let refused = merged.follow(&[b"a", b"b"]).unwrap_err();
+        assert!(matches!(refused, EntryError::Maze), "{refused}");
+    }
 }

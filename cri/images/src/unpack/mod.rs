@@ -66,6 +66,9 @@ pub enum EntryError {
     /// A file, device or endless symlink where a directory should be.
     #[error("its directory is not one: a file, or a symlink that leads to itself, stands there")]
     Parent,
+    /// The way to entries leads through so many links that following them would take hours.
+    #[error("symlinks make the ways to this archive's entries too long in all")]
+    Maze,
     /// The target of a hard link isn't there.
     #[error("the layer does not contain `{0}`, which it is a hard link to")]
     LinkTarget(String),
