@@ -6,7 +6,7 @@
 //! | NotFound | what it names isn't there |
 //! | AlreadyExists | the name is taken |
 //! | FailedPrecondition | it is there, but not in the state that this needs |
-//! | DeadlineExceeded | it took longer than the caller allowed |
+//! | DeadlineExceeded | it took longer than the caller allows, or than a shim or a killed process may take |
 //! | ResourceExhausted | the disk or a table is full |
 //! | PermissionDenied | a registry wants other credentials |
 //! | DataLoss | a registry sent something else than it promised |
