@@ -67,6 +67,11 @@ const STEPS: &[Step] = &[
         command: "hack/conformance cri",
     },
     Step {
+        name: "conformance-oci",
+        why: "the OCI runtime-spec validation",
+        command: "hack/conformance oci",
+    },
+    Step {
         name: "fuzz",
         why: "ten seconds of every fuzz target",
         command: "hack/fuzz 10",
@@ -83,6 +88,11 @@ pub(crate) fn list() {
     for step in STEPS {
         println!("{:<12} {:<55} {}", step.name, step.command, step.why);
     }
+}
+
+/// The line that says of a step that it has passed.
+pub(crate) fn passed_line(step: &str) -> String {
+    format!("step {step} ... ok\n")
 }
 
 /// A step's command line.
@@ -142,6 +152,10 @@ fn log_path(name: &str) -> PathBuf {
 fn teed(step: &Step) -> Result<bool> {
     let path = log_path(step.name);
     let mut log = File::create(&path).with_context(|| format!("failed to create `{}`", path.display()))?;
+    let passed = passed_path(step.name);
+    if fs::exists(&passed)? {
+        fs::remove_file(&passed).with_context(|| format!("failed to remove `{}`", passed.display()))?;
+    }
     let mut child = Command::new("bash")
         .args(["-c", &format!("exec 2>&1; {}", step.command)])
         .stdin(Stdio::null())
@@ -155,14 +169,27 @@ fn teed(step: &Step) -> Result<bool> {
         log.write_all(&line)?;
         std::io::stdout().write_all(&line)?;
     }
-    Ok(child.wait()?.success())
+    let ok = child.wait()?.success();
+    if ok {
+        File::create(&passed).with_context(|| format!("failed to create `{}`", passed.display()))?;
+    }
+    Ok(ok)
 }
 
+/// There once the step has passed, until it runs again.
+fn passed_path(name: &str) -> PathBuf {
+    PathBuf::from(LOG_DIR).join(format!("{name}.passed"))
+}
+
+/// The logs of the tests, and a line for each step that has passed.
 fn merge_test_logs() -> Result<()> {
-    let merged: String = ["test", "e2e"]
+    let mut merged: String = ["test", "e2e"]
         .iter()
         .map(|n| fs::read_to_string(log_path(n)).unwrap_or_default())
         .collect();
+    for step in STEPS.iter().filter(|s| passed_path(s.name).exists()) {
+        merged.push_str(&passed_line(step.name));
+    }
     fs::write(log_path("tests"), merged).context("failed to write the merged test log")
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The page is a row of tables, a component each: a `## Component` heading, then rows `| feature | proof |`. A proof
 //! is `not yet`, optionally with a reason after a colon, or tests in backquotes: `package::path::to::test` for a unit
-//! test, `package:target::path::to::test` for one in the package's `tests/target.rs`. A test must exist in the
-//! package's sources; with the log of a run it must also have run and passed.
+//! test, `package:target::path::to::test` for one in the package's `tests/target.rs`, `ci:step` for a whole step of CI.
+//! A test must exist in the package's sources and a step in CI; with the log of a run it must also have run and passed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,7 +26,15 @@ struct Row {
 #[derive(Debug, PartialEq, Eq)]
 enum Proof {
     NotYet,
-    Tests(Vec<TestName>),
+    Tests(Vec<Claim>),
+}
+
+/// What proves a feature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Claim {
+    Test(TestName),
+    /// A step of CI: a suite that others wrote, or a comparison with upstream.
+    Step(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,12 +60,22 @@ pub(crate) fn check(ran: Option<&Path>) -> Result<()> {
     let passed = ran
         .map(|file| fs::read_to_string(file).with_context(|| format!("failed to read `{}`", file.display())))
         .transpose()?
-        .map(|log| passed_tests(&log));
+        .map(|log| (passed_tests(&log), log));
     let mut wrong = Vec::new();
     let mut sources: BTreeMap<&str, String> = BTreeMap::new();
     for row in &rows {
-        let Proof::Tests(tests) = &row.proof else { continue };
-        for test in tests {
+        let Proof::Tests(claims) = &row.proof else {
+            continue;
+        };
+        for claim in claims {
+            let test = match claim {
+                Claim::Test(test) => test,
+                Claim::Step(step) => {
+                    let log = passed.as_ref().map(|(_, log)| log.as_str());
+                    wrong.extend(unproven_step(step, log));
+                    continue;
+                }
+            };
             let Some(folder) = folders.get(test.package.as_str()) else {
                 wrong.push(format!("`{test}`: no package is called {}", test.package));
                 continue;
@@ -68,7 +86,7 @@ pub(crate) fn check(ran: Option<&Path>) -> Result<()> {
             let function = test.path.rsplit("::").next().unwrap_or(&test.path);
             if !text.contains(&format!("fn {function}(")) {
                 wrong.push(format!("`{test}` doesn't exist (feature \"{}\")", row.feature));
-            } else if passed.as_ref().is_some_and(|p| !p.contains(&key(test))) {
+            } else if passed.as_ref().is_some_and(|(p, _)| !p.contains(&key(test))) {
                 wrong.push(format!(
                     "`{test}` did not run and pass (feature \"{}\")",
                     row.feature
@@ -92,6 +110,18 @@ pub(crate) fn check(ran: Option<&Path>) -> Result<()> {
         rows.len() - not_yet
     );
     Ok(())
+}
+
+/// What is wrong with the claim that a step of CI proves something.
+fn unproven_step(step: &str, log: Option<&str>) -> Option<String> {
+    if crate::ci::command(step).is_none() {
+        return Some(format!(
+            "`ci:{step}`: CI has no such step (`cargo xtask ci --list`)"
+        ));
+    }
+    let line = crate::ci::passed_line(step);
+    let passed = log.is_none_or(|log| log.lines().any(|l| l == line.trim_end()));
+    (!passed).then(|| format!("`ci:{step}` did not run and pass"))
 }
 
 /// Writes the README's table from the page.
@@ -141,17 +171,24 @@ fn parse_proof(text: &str) -> Result<Proof> {
     if text == "not yet" || text.starts_with("not yet:") {
         return Ok(Proof::NotYet);
     }
-    let tests: Vec<TestName> = text
+    let tests: Vec<Claim> = text
         .split('`')
         .skip(1)
         .step_by(2)
-        .map(parse_test)
+        .map(parse_claim)
         .collect::<Result<_>>()?;
     ensure!(
         !tests.is_empty(),
-        "`{text}` is neither `not yet` nor the name of a test in backquotes"
+        "`{text}` is neither `not yet` nor the name of a test or a step in backquotes"
     );
     Ok(Proof::Tests(tests))
+}
+
+fn parse_claim(text: &str) -> Result<Claim> {
+    match text.strip_prefix("ci:") {
+        Some(step) if !step.contains(':') => Ok(Claim::Step(step.to_owned())),
+        _ => parse_test(text).map(Claim::Test),
+    }
 }
 
 fn parse_test(text: &str) -> Result<TestName> {
@@ -277,8 +314,11 @@ mod tests {
         let Proof::Tests(tests) = &rows[0].proof else {
             panic!("row a has tests")
         };
-        assert_eq!(key(&tests[0]), ("cri_shim".to_owned(), "log::x".to_owned()));
-        assert_eq!(key(&tests[1]), ("pods".to_owned(), "y".to_owned()));
+        let [Claim::Test(x), Claim::Test(y)] = &tests[..] else {
+            panic!("they are tests: {tests:?}")
+        };
+        assert_eq!(key(x), ("cri_shim".to_owned(), "log::x".to_owned()));
+        assert_eq!(key(y), ("pods".to_owned(), "y".to_owned()));
         assert_eq!(rows[1].proof, Proof::NotYet);
     }
 
@@ -286,6 +326,26 @@ mod tests {
     fn a_claim_without_a_test_is_refused() {
         assert!(parse("## A\n| a | yes, surely |\n").is_err());
         assert!(parse("| a | not yet |\n").is_err());
+    }
+
+    #[test]
+    fn a_step_proves_what_it_did_only_when_it_has_passed() {
+        let rows = parse("## A\n| a | `ci:conformance` |\n").unwrap();
+        let Proof::Tests(claims) = &rows[0].proof else {
+            panic!("it is a claim")
+        };
+        assert_eq!(claims, &[Claim::Step("conformance".to_owned())]);
+        let log = crate::ci::passed_line("conformance");
+        assert_eq!(unproven_step("conformance", Some(&log)), None);
+        assert_eq!(unproven_step("conformance", None), None);
+        for other in [
+            "",
+            "step conformance ... FAILED\n",
+            "step conformance-oci ... ok\n",
+        ] {
+            assert!(unproven_step("conformance", Some(other)).is_some(), "{other}");
+        }
+        assert!(unproven_step("nothing", None).is_some());
     }
 
     #[test]
