@@ -70,6 +70,27 @@ impl Snapshot {
         Ok(Self { kinds })
     }
 
+    /// Looks around on a machine that is the node, as a virtual machine may be; `cgroup` is above the pods' cgroups.
+    /// Processes aren't listed: such a machine has others.
+    ///
+    /// # Errors
+    /// Something can't be listed.
+    pub fn of_machine(cgroup: &str) -> Result<Self> {
+        let top = Path::new("/sys/fs/cgroup").join(cgroup.trim_start_matches('/'));
+        let mut found = Self::take(directories(&top), &[])?;
+        found.kinds.remove("process");
+        Ok(found)
+    }
+
+    /// All of it, a line each, with its kind.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let of_kind = |(kind, lines): (&&str, &Vec<String>)| -> Vec<String> {
+            lines.iter().map(|line| format!("{kind}: {line}")).collect()
+        };
+        self.kinds.iter().flat_map(of_kind).collect()
+    }
+
     /// What is in `later` but not here.
     #[must_use]
     pub fn leaks(&self, later: &Self) -> Vec<String> {
@@ -188,6 +209,17 @@ fn files(dir: &Path) -> Vec<String> {
             found.extend(files(&path));
         }
         found.push(name);
+    }
+    found
+}
+
+fn directories(top: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(top).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.push(entry.path().display().to_string());
+            found.extend(directories(&entry.path()));
+        }
     }
     found
 }

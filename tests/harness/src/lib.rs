@@ -36,5 +36,5 @@ pub use crictl::{ContainerSpec, Crictl, PodSpec};
 pub use daemon::Daemon;
 pub use footprint::Footprint;
 pub use lan::{Lan, Link};
-pub use node::{Node, NodeBuilder};
+pub use node::{Node, NodeBuilder, usual_network};
 pub use run::{Finished, wait_until};

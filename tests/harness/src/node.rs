@@ -493,7 +493,7 @@ impl Drop for RemoveOnError {
 
 /// A bridge with addresses of both families, masquerade, port mappings, bandwidth and firewall.
 #[must_use]
-fn usual_network() -> String {
+pub fn usual_network() -> String {
     serde_json::json!({
         "cniVersion": "1.0.0",
         "name": "orlop",

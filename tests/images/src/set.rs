@@ -244,6 +244,15 @@ fn ours(base: &Bases) -> Result<Vec<Image>> {
         )?;
         many.push(packed(layer.finish()?)?);
     }
+    // More files than are flushed one by one.
+    let mut files = Layer::new().dir("files", 0o755)?;
+    for n in 0..1500 {
+        files = files.file(
+            &format!("files/{n}"),
+            0o644,
+            format!("{n}\n").repeat(64).as_bytes(),
+        )?;
+    }
     let zstd_layer = LayerBytes {
         blob: zstd(&base.busybox.plain)?,
         compression: "zstd",
@@ -278,6 +287,11 @@ fn ours(base: &Bases) -> Result<Vec<Image>> {
             sh.clone(),
         ),
         image(&["orlop.test/many-layers:1"], many, sh.clone()),
+        image(
+            &["orlop.test/many-files:1"],
+            vec![base.busybox.clone(), packed(files.finish()?)?],
+            sh.clone(),
+        ),
         image(&["orlop.test/zstd:1"], vec![zstd_layer], sh.clone()),
     ];
     let mut docker = image(&["orlop.test/docker-manifest:1"], shell(), sh.clone());
