@@ -8,6 +8,10 @@
 //! For a user namespace the lower layers come through one detached mount of all layers that maps their owners; files
 //! that are copied up then belong to the mapped owner, so the upper directory needs no mapping. Before Linux 6.15
 //! overlayfs takes no detached mount; there it is attached beside the upper directory while the overlay is made.
+//!
+//! Overlays are volatile: what containers write in their root file systems isn't synced, not by their fsync either. A
+//! power cut ends the container, its snapshot goes, and nobody ever mounts it again, so there is nothing to sync for;
+//! and an overlay that isn't volatile syncs the whole file system below it, with everybody's data, when it is unmounted.
 
 use std::ffi::CString;
 use std::fs;
@@ -172,6 +176,7 @@ fn configure(
     if !snapshot.options.read_only {
         fsconfig_set_string(context, "upperdir", &snapshot.upper)?;
         fsconfig_set_string(context, "workdir", &snapshot.work)?;
+        fsconfig_set_flag(context, "volatile")?;
     }
     if snapshot.user_xattr {
         fsconfig_set_flag(context, "userxattr")?;
@@ -223,7 +228,7 @@ fn old_mount(
     }
     let mut options = format!("lowerdir={}", names.join(":"));
     if !snapshot.options.read_only {
-        options.push_str(",upperdir=../upper,workdir=../work");
+        options.push_str(",upperdir=../upper,workdir=../work,volatile");
     }
     if snapshot.user_xattr {
         options.push_str(",userxattr");

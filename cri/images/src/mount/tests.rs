@@ -76,6 +76,33 @@ fn the_old_mount_call_stacks_as_many() {
 }
 
 #[test]
+fn what_is_written_is_not_synced_by_either_call() {
+    let options = |target: &Path| {
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let at = format!(" {} ", target.display());
+        let line = mounts.lines().find(|line| line.contains(&at)).unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    for by_descriptors in [true, false] {
+        in_mount_namespace(|root| {
+            let snapshot = snapshot(root, 2, SnapshotOptions::default());
+            let target = root.join("target");
+            if by_descriptors {
+                mount_overlay(&snapshot, &target, false).unwrap();
+            } else {
+                let fd = rustix::fs::open(&target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+                old_mount(&snapshot, &snapshot.lower, fd.as_fd(), false).unwrap();
+            }
+            let options = options(&target);
+            // Newer kernels call it a mode of fsync.
+            let volatile = |option: &str| ["volatile", "fsync=volatile"].contains(&option);
+            assert!(options.split(',').any(volatile), "{options}");
+            unmount(&target).unwrap();
+        });
+    }
+}
+
+#[test]
 fn paths_longer_than_an_option_are_mounted() {
     in_mount_namespace(|root| {
         let root = root.join("d".repeat(200)).join("e".repeat(100));
