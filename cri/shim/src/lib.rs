@@ -24,6 +24,7 @@ mod clients;
 mod container;
 mod diary;
 mod log;
+mod oom;
 mod outcomes;
 mod pod_init;
 mod poll;

@@ -5,6 +5,7 @@ use cri_shim_protocol::{ErrorKind, Reply, ShimError};
 use crate::clients::ReplyTo;
 use crate::container::{Container, Phase};
 use crate::log::now;
+use crate::oom::Kills;
 use crate::reap;
 use crate::shim::Shim;
 use crate::stage::{self, Outcome, Report, failed, refuse};
@@ -86,6 +87,7 @@ impl Shim {
                     format_args!("a stage child misreported"),
                 ));
             };
+            found.oom_known = cgroup.as_deref().map(Kills::read).unwrap_or_default();
             found.cgroup = cgroup;
             if let Some(console) = outcome.console {
                 let taken = found.stdio.take_console(console);

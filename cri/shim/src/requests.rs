@@ -9,6 +9,7 @@ use crate::attached::{Attached, MAX_ATTACHED};
 use crate::clients::ReplyTo;
 use crate::container::{Container, Execed, MAX_CONTAINERS, MAX_EXECS, Phase};
 use crate::log::{LogFile, Source};
+use crate::oom::Kills;
 use crate::reap;
 use crate::shim::{Shim, not_found};
 use crate::stage::{self, CreateWork, Handle, failed, refuse};
@@ -107,6 +108,7 @@ impl Shim {
             stdio,
             execs: Vec::new(),
             cgroup: None,
+            oom_known: Kills::default(),
             busy: false,
             kill_all_at_exit: create.kill_all_at_exit,
         });
@@ -181,9 +183,8 @@ impl Shim {
                 let message = format_args!("container `{container}` has no cgroup to find its processes in");
                 return Some(Err(refuse(ErrorKind::Unsupported, message)));
             };
-            let driver = found.handle.driver();
             self.begin(Job::Other, Some(reply), &[], move || {
-                stage::kill_all(&cgroup, driver, signal)
+                stage::kill_all(&cgroup, signal)
             });
             return None;
         }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use cri_shim_protocol::{ErrorKind, Event, Frame, Reply, ShimError, ShimState, VERSION};
 use nix::sys::signal::{SigSet, Signal};
-use oci_runtime_cgroups::Cgroup;
 use oci_runtime_sys::footprint::{ProgramText, trim_heap};
 use rustix::net::{SocketFlags, accept_with};
 
@@ -15,6 +14,7 @@ use crate::clients::{Client, Hangup, Incoming, MAX_CLIENTS, ReplyTo};
 use crate::container::{Container, ExitFiles, Phase};
 use crate::diary::Diary;
 use crate::log::{Gather, LogChange, Source};
+use crate::oom::Kills;
 use crate::poll::{Interest, Poll, Token, Watch};
 use crate::reap::{self, Ended, Orphans};
 use crate::slab::Slab;
@@ -379,10 +379,11 @@ impl Shim {
             _ => 0,
         };
         let change = container.stdio.drain(number, &mut shared);
-        let exit = ended.exit(oom_killed(container));
+        let kills = container.cgroup.as_deref().map(Kills::read).unwrap_or_default();
+        let oom_killed = kills.explain(ended.signal, container.oom_known);
+        let exit = ended.exit(oom_killed);
         container.phase = Phase::Exited { started_at, exit };
         let left = container.cgroup.clone().filter(|_| container.kill_all_at_exit);
-        let driver = container.handle.driver();
         let written = container.state().map(|state| self.exits.write(&state));
         let container = container.handle.id.clone();
         self.note_log(number, change);
@@ -391,9 +392,17 @@ impl Shim {
                 "failed to write the exit file of container {container}: {error}"
             ));
         }
+        if oom_killed {
+            // Nobody else's end is explained by the same kill.
+            for other in 0..self.containers.end() {
+                if let Some(other) = self.containers.at_mut(other) {
+                    other.oom_known = kills;
+                }
+            }
+        }
         if let Some(cgroup) = left {
             self.begin(Job::Other, None, &[], move || {
-                stage::kill_all(&cgroup, driver, Signal::SIGKILL as i32)
+                stage::kill_all(&cgroup, Signal::SIGKILL as i32)
             });
         }
         self.publish(Event::ContainerExited { container, exit });
@@ -408,7 +417,9 @@ impl Shim {
             let Some(place) = place else { continue };
             let exec = container.execs.swap_remove(place).name;
             // Only a killed process can have been killed for memory.
-            let oom_killed = ended.signal == Some(Signal::SIGKILL as i32) && oom_killed(container);
+            let killed = ended.signal == Some(Signal::SIGKILL as i32);
+            let kills = container.cgroup.as_deref().map(Kills::read).unwrap_or_default();
+            let oom_killed = killed && kills.explain(ended.signal, container.oom_known);
             let container = container.handle.id.clone();
             let exit = ended.exit(oom_killed);
             self.publish(Event::ExecExited {
@@ -469,16 +480,6 @@ impl Shim {
         }
         due
     }
-}
-
-fn oom_killed(container: &Container) -> bool {
-    let Some(path) = &container.cgroup else {
-        return false;
-    };
-    // A cgroup that is gone can't say any more.
-    Cgroup::new(path, container.handle.driver())
-        .and_then(|cgroup| cgroup.oom_kills())
-        .is_ok_and(|kills| kills > 0)
 }
 
 /// Blocks every signal that would end or stop the shim, and makes children's ends readable.

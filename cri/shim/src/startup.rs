@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use oci_runtime_cgroups::{Cgroup, CgroupDriver};
+use oci_runtime_cgroups::{Cgroup, CgroupError};
 use oci_runtime_sys::footprint::keep_heap_small;
 use oci_runtime_sys::stage::close_all_but;
+use oci_spec::runtime::LinuxResources;
 use rustix::process::{getpid, set_child_subreaper, setsid};
 
 use crate::arguments::Options;
@@ -66,10 +67,28 @@ fn silence() -> io::Result<()> {
 }
 
 fn join(path: &str) -> Result<(), String> {
-    let cgroup = Cgroup::new(path, CgroupDriver::Cgroupfs);
-    let joined = cgroup.and_then(|cgroup| {
+    let joined = Cgroup::named(path).and_then(|cgroup| {
+        if cgroup.needs_process() {
+            return join_scope(&cgroup);
+        }
         cgroup.create()?;
         cgroup.add_self()
     });
     joined.map_err(|error| crate::stage::failure(cri_shim_protocol::ErrorKind::Failed, &error).message)
+}
+
+/// The scope of all shims, which the first one makes around itself. It goes with the last one, maybe just now.
+fn join_scope(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    const TRIES: usize = 5;
+    let mut joined = cgroup.add_self();
+    for _ in 0..TRIES {
+        if joined.is_ok() {
+            break;
+        }
+        joined = cgroup
+            .create_around(getpid().as_raw_nonzero().get(), &LinuxResources::default())
+            // Another shim was faster.
+            .or_else(|error| cgroup.add_self().map_err(|_| error));
+    }
+    joined
 }

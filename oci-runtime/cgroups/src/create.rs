@@ -125,6 +125,31 @@ fn delegate(hierarchy: &Hierarchy, levels: &[PathBuf]) -> Result<(), CgroupError
     Ok(())
 }
 
+/// What the kernel lists as safe to hand over, or what it would on a kernel too old to say (before 4.15).
+pub(crate) fn delegate_to(directory: &Path, uid: u32) -> Result<(), CgroupError> {
+    let listed = files::read_if_there(Path::new("/sys/kernel/cgroup/delegate"))?;
+    let listed = listed
+        .as_deref()
+        .unwrap_or("cgroup.procs\ncgroup.subtree_control\ncgroup.threads\n");
+    give(directory, uid)?;
+    for name in listed
+        .lines()
+        .filter(|name| !name.is_empty() && !name.contains('/'))
+    {
+        match give(&directory.join(name), uid) {
+            // Of a controller that this cgroup hasn't got.
+            Err(error) if error.is_not_found() => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn give(path: &Path, uid: u32) -> Result<(), CgroupError> {
+    std::os::unix::fs::chown(path, Some(uid), None)
+        .map_err(|source| CgroupError::write(path, &format!("owner {uid}"), source))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,9 +14,62 @@ pub enum CgroupError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The systemd driver was asked for.
-    #[error("the systemd cgroup driver is not built into orlop; set the cgroup driver to `cgroupfs`")]
-    SystemdDriver,
+    /// The systemd driver was asked for on a host that has v1 controllers.
+    #[error(
+        "the systemd cgroup driver needs cgroup v2 alone, and this host has v1 controllers; set the driver to `cgroupfs`"
+    )]
+    SystemdNeedsV2,
+    /// A scope was to be made without a process.
+    #[error("systemd makes no scope without a process, as `{path}` would be")]
+    NeedsProcess {
+        /// The cgroup's path.
+        path: String,
+    },
+    /// systemd can't be reached.
+    #[error(
+        "failed to reach systemd at `/run/systemd/private` or over the system bus; if it doesn't run here, set the \
+         cgroup driver to `cgroupfs`"
+    )]
+    NoSystemd {
+        /// The answer of the first.
+        #[source]
+        source: io::Error,
+    },
+    /// systemd didn't answer, or not in time.
+    #[error("failed to have systemd {action} `{unit}`")]
+    SystemdCall {
+        /// What it was to do.
+        action: &'static str,
+        /// The unit's name.
+        unit: String,
+        /// What went wrong on the way.
+        #[source]
+        source: io::Error,
+    },
+    /// systemd refused.
+    #[error("systemd refused to {action} `{unit}`: {text} ({name})")]
+    SystemdRefused {
+        /// What it was to do.
+        action: &'static str,
+        /// The unit's name.
+        unit: String,
+        /// Its error's name.
+        name: String,
+        /// Its reason.
+        text: String,
+    },
+    /// systemd began and didn't succeed.
+    #[error(
+        "systemd failed to {action} `{unit}`: the job's result is `{result}`; `systemctl status {unit}` may tell why"
+    )]
+    SystemdJob {
+        /// What it was to do.
+        action: &'static str,
+        /// The unit's name.
+        unit: String,
+        /// How the job ended.
+        result: String,
+    },
     /// `/proc/self/mountinfo` lists no cgroup file system.
     #[error("no cgroup hierarchy is mounted in this mount namespace; mount cgroup2 at /sys/fs/cgroup")]
     NoHierarchy,

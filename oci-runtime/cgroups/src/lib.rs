@@ -12,8 +12,10 @@
 //! 5. [`Cgroup::remove`], children first, as often as needed: absent is fine, so a crash between any two steps is
 //!    repaired by doing the step again.
 //!
-//! libcgroups applies the limits on v2 (device rules are a small eBPF program of ours there, as the library's own would
-//! bring libelf along). On v1 it looks up every controller's mount twice for each cgroup (hundreds of
+//! With systemd as the writer of the hierarchy, step 1 is its work, see [`CgroupDriver::Systemd`]; the rest is the same.
+//!
+//! libcgroups applies CPU, memory and huge page limits on v2; what else there is in [`limits`] is ours (device rules are
+//! a small eBPF program there, as the library's own would bring libelf along). On v1 it looks up every controller's mount twice for each cgroup (hundreds of
 //! system calls), so the writes to v1 are planned here ([`limits`]); reading, freezing, killing and removing are here
 //! too, because they must work on hybrid hosts and when a controller is missing.
 
@@ -26,6 +28,7 @@ pub mod hierarchy;
 pub mod limits;
 mod read;
 mod stats;
+mod systemd;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
@@ -40,6 +43,7 @@ pub use attach::{AttachFailure, AttachFds};
 pub use error::CgroupError;
 use hierarchy::{Hierarchies, Hierarchy, Version};
 pub use stats::{CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stall, Stats};
+use systemd::Unit;
 
 /// Who makes the directories.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,32 +52,62 @@ pub enum CgroupDriver {
     /// Orlop, directly.
     #[default]
     Cgroupfs,
-    /// systemd, asked over D-Bus. Not built in: refused with [`CgroupError::SystemdDriver`].
+    /// systemd, asked over D-Bus, on hosts with v2 alone: containers are scopes, pods are slices.
     Systemd,
+}
+
+impl CgroupDriver {
+    /// Whose form a cgroup's name has: absolute paths are Orlop's own.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        if path.starts_with('/') {
+            Self::Cgroupfs
+        } else {
+            Self::Systemd
+        }
+    }
 }
 
 /// One container's or pod's cgroup, in every mounted hierarchy. Holds no file open and owns nothing on disk.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     path: String,
+    unit: Option<Unit>,
     hierarchies: Arc<Hierarchies>,
 }
 
 impl Cgroup {
-    /// Names a cgroup by its absolute path from the root of the hierarchies; nothing is created.
+    /// Names a cgroup; nothing is created. [`CgroupDriver::Cgroupfs`] takes an absolute path from the root of the
+    /// hierarchies, [`CgroupDriver::Systemd`] `slice:prefix:name` for the scope `prefix-name.scope` (no slice:
+    /// `system.slice`), or the name of a slice.
     ///
     /// # Errors
-    /// When the path is relative, has a `.` or `..`, or is the root; for the systemd driver; when no hierarchy is
-    /// mounted.
+    /// When the name isn't in the driver's form, or is the root; for the systemd driver on a host with v1
+    /// controllers; when no hierarchy is mounted.
     pub fn new(path: &str, driver: CgroupDriver) -> Result<Self, CgroupError> {
-        if driver == CgroupDriver::Systemd {
-            return Err(CgroupError::SystemdDriver);
+        match driver {
+            CgroupDriver::Cgroupfs => Self::in_hierarchies(path, Hierarchies::of_this_process()?),
+            CgroupDriver::Systemd => {
+                let unit = Unit::parse(path)?;
+                let hierarchies = Hierarchies::of_this_process()?;
+                if !hierarchies.is_unified() {
+                    return Err(CgroupError::SystemdNeedsV2);
+                }
+                Ok(Self {
+                    path: checked_path(&unit.path())?,
+                    unit: Some(unit),
+                    hierarchies,
+                })
+            }
         }
-        let path = checked_path(path)?;
-        Ok(Self {
-            path,
-            hierarchies: Hierarchies::of_this_process()?,
-        })
+    }
+
+    /// Names a cgroup by a name that was recorded, by whichever driver.
+    ///
+    /// # Errors
+    /// As for [`Cgroup::new`].
+    pub fn named(path: &str) -> Result<Self, CgroupError> {
+        Self::new(path, CgroupDriver::of(path))
     }
 
     /// The same, in hierarchies that the caller knows.
@@ -81,8 +115,31 @@ impl Cgroup {
     /// # Errors
     /// As for [`Cgroup::new`].
     pub fn in_hierarchies(path: &str, hierarchies: Arc<Hierarchies>) -> Result<Self, CgroupError> {
-        let path = checked_path(path)?;
-        Ok(Self { path, hierarchies })
+        Ok(Self {
+            path: checked_path(path)?,
+            unit: None,
+            hierarchies,
+        })
+    }
+
+    /// A cgroup below this one, which somebody else makes and removes. Empty or `/`: this one.
+    ///
+    /// # Errors
+    /// When the path has a `.` or `..`.
+    pub fn below(&self, path: &str) -> Result<Self, CgroupError> {
+        Self::in_hierarchies(&format!("{}/{path}", self.path), Arc::clone(&self.hierarchies))
+    }
+
+    /// The cgroup that a process is in, in the v2 hierarchy; `None` where that isn't all there is, or the process is
+    /// gone.
+    #[must_use]
+    pub fn of_process(&self, pid: i32) -> Option<Self> {
+        if !self.hierarchies.is_unified() {
+            return None;
+        }
+        let table = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = table.lines().find_map(|line| line.strip_prefix("0::"))?;
+        Self::in_hierarchies(path, Arc::clone(&self.hierarchies)).ok()
     }
 
     /// The path from the root of the hierarchies, without needless slashes.
@@ -107,12 +164,59 @@ impl Cgroup {
     /// `cpuset.mems` inherited on v1, controllers delegated on v2. What exists already is fine.
     ///
     /// # Errors
-    /// The directory that can't be made, or the file that can't be written.
+    /// The directory that can't be made, or the file that can't be written; [`CgroupError::NeedsProcess`] for a scope
+    /// of systemd's; what systemd says.
     pub fn create(&self) -> Result<(), CgroupError> {
+        match &self.unit {
+            Some(Unit::Scope { .. }) => Err(CgroupError::NeedsProcess {
+                path: self.path.clone(),
+            }),
+            Some(Unit::Slice { name }) => {
+                systemd::start_slice(name, &LinuxResources::default())?;
+                self.make_directories()
+            }
+            None => self.make_directories(),
+        }
+    }
+
+    /// Whether the cgroup is made only around a process: [`Cgroup::create_around`].
+    #[must_use]
+    pub fn needs_process(&self) -> bool {
+        matches!(self.unit, Some(Unit::Scope { .. }))
+    }
+
+    /// The same as [`Cgroup::create`] and [`Cgroup::apply`]; a scope of systemd's is made around the process, which is
+    /// in it then. It goes with its last process, so this one has to stay until others are there.
+    ///
+    /// # Errors
+    /// As for both.
+    pub fn create_around(&self, pid: i32, resources: &LinuxResources) -> Result<(), CgroupError> {
+        match &self.unit {
+            Some(Unit::Scope { name, slice }) => {
+                systemd::start_scope((name, slice), pid.unsigned_abs(), resources)?;
+            }
+            Some(Unit::Slice { name }) => systemd::start_slice(name, resources)?,
+            None => {}
+        }
+        self.make_directories()?;
+        limits::apply(self, resources)
+    }
+
+    fn make_directories(&self) -> Result<(), CgroupError> {
         self.hierarchies
             .all
             .iter()
             .try_for_each(|h| create::create(h, &self.path))
+    }
+
+    /// Gives the v2 directory, and those of its files that the kernel lets one delegate, to a user: the root of a
+    /// container's user namespace, who may then make sub-cgroups. Nothing where v2 isn't mounted.
+    ///
+    /// # Errors
+    /// The file whose owner can't be changed.
+    pub fn delegate_to(&self, uid: u32) -> Result<(), CgroupError> {
+        self.v2_directory()
+            .map_or(Ok(()), |directory| create::delegate_to(&directory, uid))
     }
 
     /// Writes the limits. Called again with other limits it changes those that are named, in an order that the kernel
@@ -122,6 +226,9 @@ impl Cgroup {
     /// A limit that is out of range, that the kernel refuses, or whose controller the host does not have; the error
     /// names controller and file. What was written before stays.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        if let Some(unit) = &self.unit {
+            systemd::set(unit, resources)?;
+        }
         limits::apply(self, resources)
     }
 
@@ -219,7 +326,13 @@ impl Cgroup {
     /// # Errors
     /// The directory that can't be removed, with processes in it.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        control::remove(self.directories().map(|(_, dir)| dir))
+        let stopped = self.unit.as_ref().map_or(Ok(()), systemd::stop);
+        control::remove(self.directories().map(|(_, dir)| dir))?;
+        match stopped {
+            // It can't hold what isn't there.
+            Err(CgroupError::NoSystemd { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// What its processes use and used. Files and controllers that are missing leave their numbers empty.
@@ -236,6 +349,13 @@ impl Cgroup {
     /// When the memory controller is not there or the file can't be read.
     pub fn oom_kills(&self) -> Result<u64, CgroupError> {
         read::oom_kills(self)
+    }
+
+    /// The cgroup above; `None` for one at the top.
+    #[must_use]
+    pub fn parent(&self) -> Option<Self> {
+        let (above, _) = self.path.rsplit_once('/')?;
+        Self::in_hierarchies(above, Arc::clone(&self.hierarchies)).ok()
     }
 
     /// Whether the directory is there in any hierarchy.
@@ -321,11 +441,10 @@ mod tests {
     }
 
     #[test]
-    fn systemd_driver_is_refused_by_name() {
+    fn a_name_s_form_says_whose_it_is() {
+        assert_eq!(CgroupDriver::of("/a/b"), CgroupDriver::Cgroupfs);
+        assert_eq!(CgroupDriver::of("a.slice:b:c"), CgroupDriver::Systemd);
         let refused = Cgroup::new("/a", CgroupDriver::Systemd).unwrap_err().to_string();
-        assert!(
-            refused.contains("systemd") && refused.contains("cgroupfs"),
-            "{refused}"
-        );
+        assert!(refused.contains("slice:prefix:name"), "{refused}");
     }
 }

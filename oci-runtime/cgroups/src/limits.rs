@@ -1,14 +1,14 @@
 //! Limits: the OCI `linux.resources` on the files of this host.
 //!
 //! Plan, then act: [`plan`] turns the resources into writes for v1's controllers, and [`apply`] makes them. On a v2
-//! host libcgroups applies all but `rdma`
-//! (refused) and the device rules, which become a program of ours. A limit that nothing here can hold is an error that names
-//! the controller and the file, never a silent nothing; but a limit of "unlimited" on a controller that is not there
+//! host libcgroups applies those of CPU, memory and huge pages, `unified` here plans the others, and the device rules
+//! become a program of ours. A limit that nothing here can hold is an error that names the controller and the file, never a silent nothing; but a limit of "unlimited" on a controller that is not there
 //! is what one has anyway.
 
 mod device_filter;
 mod devices;
 mod plan;
+mod unified;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,6 +19,7 @@ use libcgroups::common::{CgroupManager as _, ControllerOpt};
 use oci_spec::runtime::LinuxResources;
 
 pub use plan::{Observed, Write, WriteKind, plan};
+pub(crate) use unified::{cpu_weight, io_weight};
 
 use crate::hierarchy::Version;
 use crate::{Cgroup, CgroupError, files};
@@ -150,17 +151,27 @@ fn write_unified(cgroup: &Cgroup, file: &str, value: &str) -> Result<(), CgroupE
     }
 }
 
-/// libcgroups on v2, after a check that the controllers are there, so that the error says which is not.
+/// libcgroups on v2 and what it leaves out, after a check that the controllers are there, so that the error says which
+/// is not.
 fn apply_unified(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), CgroupError> {
     let Some(hierarchy) = cgroup.hierarchies().v2() else {
         return Err(CgroupError::NoHierarchy);
     };
     let directory = cgroup.directory_in(hierarchy);
     let has = files::read(&directory.join("cgroup.controllers"))?;
+    let has = |controller: &str| has.split_whitespace().any(|c| c == controller);
+    let offers = unified::Offers {
+        bfq: directory.join("io.bfq.weight").exists(),
+        swap: directory.join("memory.swap.max").exists(),
+    };
+    let writes = unified::plan(resources, offers)?;
     for (controller, file) in plan::needed_on_v2(resources) {
-        if !has.split_whitespace().any(|c| c == controller) {
+        if !has(controller) {
             return Err(missing(controller, file));
         }
+    }
+    if !offers.swap && resources.memory().as_ref().is_some_and(unified::wants_swap) {
+        return Err(missing("memory (of swap)", "memory.swap.max"));
     }
     let failed = |source| CgroupError::Apply {
         path: directory.clone(),
@@ -168,10 +179,21 @@ fn apply_unified(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Cgro
     };
     let manager = libcgroups::v2::manager::Manager::new(hierarchy.mount.clone(), cgroup.path()[1..].into());
     let options = ControllerOpt {
-        resources,
+        resources: &unified::for_libcgroups(resources, offers),
         disable_oom_killer: false,
         oom_score_adj: None,
         freezer_state: None,
     };
-    manager.and_then(|m| m.apply(&options)).map_err(failed)
+    manager.and_then(|m| m.apply(&options)).map_err(failed)?;
+    for write in &writes {
+        let path = directory.join(&write.file);
+        match files::write_once(&path, &write.value) {
+            Err(e) if write.lifts && files::is_absent(&e) => {}
+            Err(e) if files::is_absent(&e) && write.controller != "cgroup" && !has(&write.controller) => {
+                return Err(missing(&write.controller, &write.file));
+            }
+            other => other.map_err(|e| CgroupError::write(&path, &write.value, e))?,
+        }
+    }
+    Ok(())
 }

@@ -7,8 +7,10 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, Spec
 
 /// Where containers go whose configuration doesn't say.
 const DEFAULT_PARENT: &str = "/orlop";
+/// Of their scopes, where systemd makes cgroups.
+const DEFAULT_PREFIX: &str = "orlop";
 
-/// The cgroup's path, from the root of the hierarchies.
+/// The cgroup's name, in the driver's form.
 pub(crate) fn path(spec: &Spec, id: &str, driver: CgroupDriver) -> String {
     let given = spec
         .linux()
@@ -17,6 +19,7 @@ pub(crate) fn path(spec: &Spec, id: &str, driver: CgroupDriver) -> String {
     match given.filter(|path| !path.as_os_str().is_empty()) {
         Some(path) if driver == CgroupDriver::Systemd => path.display().to_string(),
         Some(path) => Path::new("/").join(path).display().to_string(),
+        None if driver == CgroupDriver::Systemd => format!(":{DEFAULT_PREFIX}:{id}"),
         None => format!("{DEFAULT_PARENT}/{id}"),
     }
 }
@@ -84,6 +87,13 @@ mod tests {
         assert_eq!(named("{}"), "/orlop/c");
         assert_eq!(named(r#"{"cgroupsPath":"/a/b"}"#), "/a/b");
         assert_eq!(named(r#"{"cgroupsPath":"a/b"}"#), "/a/b");
+    }
+
+    #[test]
+    fn scopes_are_named_and_have_a_default() {
+        let named = |linux| path(&spec(linux), "c", CgroupDriver::Systemd);
+        assert_eq!(named("{}"), ":orlop:c");
+        assert_eq!(named(r#"{"cgroupsPath":"a.slice:b:c"}"#), "a.slice:b:c");
     }
 
     #[test]

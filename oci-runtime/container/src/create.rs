@@ -20,6 +20,7 @@ use crate::context::Context as _;
 use crate::handshake::{self, Child, Parent, Waits};
 use crate::hooks::{self, HookPlan};
 use crate::init::{self, InitArguments, Streams};
+use crate::keeper::Keeper;
 use crate::plan::{InitPlan, ProcessPlan, capability_names};
 use crate::seccomp::{self, Filter};
 use crate::state::{Phase, Record, Status};
@@ -99,8 +100,11 @@ fn make(
         .into());
     }
     making.cgroup = Some(cgroup.clone());
-    cgroup.create()?;
-    cgroup.apply(&cgroup::resources(spec))?;
+    let keeper = cgroup.needs_process().then(Keeper::fork).transpose()?;
+    cgroup.create_around(keeper.as_ref().map_or(0, Keeper::pid), &cgroup::resources(spec))?;
+    if let Some(owner) = prepare::cgroup_owner(&plan) {
+        cgroup.delegate_to(owner)?;
+    }
     let prepared = prepare::open_all(&plan, &cgroup)?;
     let clone_fd = cgroup.clone_fd();
     let arguments = InitArguments {
@@ -129,6 +133,8 @@ fn make(
     making.pid = Some(pid);
     let started = process_table::started(pid).ok_or_else(|| StepError::other("init ended at once"))?;
     accompany(&mut channel, pid, &told, &record)?;
+    // Init is in the cgroup.
+    drop(keeper);
     record.phase = Phase::Made { pid, started };
     folder.write(&record)?;
     if let Some(path) = &options.pid_file {

@@ -38,15 +38,10 @@ pub(crate) fn delete(runtime: &Runtime, id: &str, force: bool) -> Result<Vec<Str
             status,
         });
     }
-    remove(runtime, &folder, &record, status)
+    remove(&folder, &record, status)
 }
 
-fn remove(
-    runtime: &Runtime,
-    folder: &Folder,
-    record: &Record,
-    status: Status,
-) -> Result<Vec<String>, DeleteError> {
+fn remove(folder: &Folder, record: &Record, status: Status) -> Result<Vec<String>, DeleteError> {
     // Init first, through its pidfd; what is left in the cgroup (all of it, without a PID namespace) after that.
     let alive = record
         .init()
@@ -55,7 +50,7 @@ fn remove(
     if let Some(alive) = &alive {
         let _ = process::pidfd_send_signal(alive.pidfd.as_fd(), libc::SIGKILL);
     }
-    let cgroup = Cgroup::new(&record.cgroup, runtime.driver())?;
+    let cgroup = Cgroup::named(&record.cgroup)?;
     let leftovers = alive.is_some() || !record.own_pid_namespace || record.init().is_none();
     if leftovers && cgroup.exists() {
         cgroup.kill_all()?;

@@ -1,6 +1,7 @@
 //! Running one more process in a container: one clone into the container's cgroup and PID namespace, one setns through
 //! init's pidfd for all the rest.
 
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
@@ -41,8 +42,14 @@ pub(crate) fn exec(runtime: &Runtime, options: ExecOptions) -> Result<Execed, Ex
     let mut warnings = Vec::new();
     let plan = ProcessPlan::new(&options.process, record.has_seccomp, &mut warnings)?;
     check_terminal(&plan, &options.stdio)?;
-    let path = format!("{}/{}", record.cgroup, options.sub_cgroup);
-    let cgroup = Cgroup::new(&path, runtime.driver())?;
+    let own = Cgroup::named(&record.cgroup)?;
+    let cgroup = own.below(&options.sub_cgroup)?;
+    // Where init is may be below, if the container has made cgroups of its own.
+    let fallback = options
+        .sub_cgroup
+        .is_empty()
+        .then(|| record.init().and_then(|(pid, _)| own.of_process(pid)))
+        .flatten();
     let clone_fd = cgroup.clone_fd();
     let arguments = ExecArguments {
         plan,
@@ -61,7 +68,7 @@ pub(crate) fn exec(runtime: &Runtime, options: ExecOptions) -> Result<Execed, Ex
     } else {
         0
     };
-    let pid = fork(arguments, child, parent, clone_fd)?;
+    let pid = fork(arguments, child, parent, (clone_fd, fallback))?;
     let executed = match channel.next() {
         Ok(Waits::Gone) => Ok(()),
         Ok(other) => Err(StepError::other(format!(
@@ -115,10 +122,10 @@ fn running_init(
 }
 
 fn fork(
-    arguments: ExecArguments,
+    mut arguments: ExecArguments,
     child: Child,
     parent: u64,
-    clone_fd: Option<OwnedFd>,
+    (clone_fd, fallback): (Option<OwnedFd>, Option<Cgroup>),
 ) -> Result<i32, StepError> {
     let pid_namespace = arguments.namespaces & libc::CLONE_NEWPID != 0;
     let mut back = None;
@@ -127,7 +134,18 @@ fn fork(
         clone::setns(arguments.init.as_fd(), libc::CLONE_NEWPID)
             .to(|| "join the container's PID namespace")?;
     }
-    match clone::fork(parent, clone_fd.as_ref().map(OwnedFd::as_fd)).to(|| "fork into the container")? {
+    let mut forked = clone::fork(parent, clone_fd.as_ref().map(OwnedFd::as_fd));
+    if let (Err(error), Some(cgroup)) = (&forked, &fallback)
+        && is_inner(error)
+    {
+        arguments.cgroup = cgroup
+            .attach_fds()
+            .map_err(|e| StepError::chain(crate::ErrorKind::Other, &e))?;
+        let clone_fd = cgroup.clone_fd();
+        arguments.in_v2_cgroup = clone_fd.is_some();
+        forked = clone::fork(parent, clone_fd.as_ref().map(OwnedFd::as_fd));
+    }
+    match forked.to(|| "fork into the container")? {
         Forked::Child => {
             let error = run(&arguments, &child).map_or_else(
                 |error| error,
@@ -153,6 +171,11 @@ fn fork(
             Ok(pid)
         }
     }
+}
+
+/// A v2 cgroup whose controllers are for its sub-cgroups takes no process itself (EBUSY); nor does one of threads.
+fn is_inner(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP))
 }
 
 fn run(arguments: &ExecArguments, channel: &Child) -> Result<(), StepError> {

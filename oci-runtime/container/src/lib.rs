@@ -19,6 +19,7 @@ mod handshake;
 mod hooks;
 mod init;
 mod inside;
+mod keeper;
 mod options;
 mod plan;
 mod prepare;

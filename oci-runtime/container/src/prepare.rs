@@ -165,6 +165,29 @@ pub(crate) fn write_mappings(pid: i32, mappings: &Mappings) -> Result<(), StepEr
     Ok(())
 }
 
+/// Who shall own the container's cgroup: the root of its new user namespace, if it also gets a cgroup namespace and
+/// sees its cgroups in a writable mount (as with runc).
+pub(crate) fn cgroup_owner(plan: &InitPlan) -> Option<u32> {
+    let writable = |entry: &MountPlan| {
+        entry.source == Source::Cgroup && entry.attributes.set & libc::MOUNT_ATTR_RDONLY == 0
+    };
+    let owns = plan.namespaces.is_new(libc::CLONE_NEWUSER)
+        && plan.namespaces.is_new(libc::CLONE_NEWCGROUP)
+        && plan.mounts.iter().any(writable);
+    plan.mappings
+        .as_ref()
+        .filter(|_| owns)
+        .and_then(|mappings| host_root(&mappings.uid))
+}
+
+/// What user 0 is on the host, by the lines of a `uid_map`.
+fn host_root(map: &str) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace();
+        (numbers.next() == Some("0")).then(|| numbers.next()?.parse().ok())?
+    })
+}
+
 /// The container's own cgroup in each hierarchy.
 fn open_cgroups(cgroup: &Cgroup) -> Result<Vec<CgroupTree>, StepError> {
     let hierarchies = Hierarchies::of_this_process().map_err(|e| StepError::chain(ErrorKind::Other, &e))?;
@@ -201,4 +224,16 @@ fn open_cgroups(cgroup: &Cgroup) -> Result<Vec<CgroupTree>, StepError> {
         });
     }
     Ok(trees)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_of_a_user_namespace_is_found_on_the_host() {
+        assert_eq!(host_root("0 100000 65536\n"), Some(100_000));
+        assert_eq!(host_root("1 5 1\n0 7 1\n"), Some(7));
+        assert_eq!(host_root("1 5 1\n"), None);
+    }
 }

@@ -77,7 +77,7 @@ impl Runtime {
         Ok(self.open(id)?.1.process)
     }
 
-    /// The container's cgroup, from the root of the hierarchies.
+    /// The container's cgroup: a path from the root of the hierarchies, or `slice:prefix:name`.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -235,7 +235,7 @@ impl Runtime {
     }
 
     fn cgroup(&self, record: &Record) -> Result<Cgroup, CgroupError> {
-        Cgroup::new(&record.cgroup, self.driver)
+        Cgroup::named(&record.cgroup)
     }
 
     fn open(&self, id: &str) -> Result<(Folder, Record), StoreError> {

@@ -26,9 +26,10 @@ use std::path::{Path, PathBuf};
 use cri_shim_protocol::{ErrorKind, NamespaceKind, PinNamespaces, ShimError};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{Gid, Uid, setgroups, sethostname, setresgid, setresuid};
-use oci_runtime_cgroups::{AttachFds, Cgroup, CgroupDriver};
+use nix::unistd::{Gid, Uid, getpid, setgroups, sethostname, setresgid, setresuid};
+use oci_runtime_cgroups::{AttachFds, Cgroup};
 use oci_runtime_sys::stage::fork_stage;
+use oci_spec::runtime::LinuxResources;
 
 use super::{failed, failure, refuse};
 
@@ -273,8 +274,9 @@ fn open_cgroup(request: &PinNamespaces) -> Result<Option<AttachFds>, ShimError> 
     let Some(path) = path.filter(|_| has(request, NamespaceKind::Pid)) else {
         return Ok(None);
     };
-    let opened = Cgroup::new(path, CgroupDriver::Cgroupfs).and_then(|cgroup| {
-        cgroup.create()?;
+    // A scope is made around this process; the pod's init, its child, stays when it ends.
+    let opened = Cgroup::named(path).and_then(|cgroup| {
+        cgroup.create_around(getpid().as_raw(), &LinuxResources::default())?;
         cgroup.attach_fds()
     });
     opened

@@ -140,9 +140,9 @@ pub(crate) fn delete(handle: &Handle) -> Result<Outcome, ShimError> {
 }
 
 /// Signals every process in a container's cgroup.
-pub(crate) fn kill_all(cgroup: &str, driver: CgroupDriver, signal: i32) -> Result<Outcome, ShimError> {
+pub(crate) fn kill_all(cgroup: &str, signal: i32) -> Result<Outcome, ShimError> {
     let failure = |error| failure(ErrorKind::Failed, &error);
-    let cgroup = Cgroup::new(cgroup, driver).map_err(failure)?;
+    let cgroup = Cgroup::named(cgroup).map_err(failure)?;
     if signal == nix::libc::SIGKILL {
         cgroup.kill_all().map_err(failure)?;
     } else {

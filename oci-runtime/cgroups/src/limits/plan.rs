@@ -144,10 +144,9 @@ pub(super) fn needed_on_v2(resources: &LinuxResources) -> Vec<(&'static str, &'s
         "hugetlb.<size>.max",
     );
     need(resources.block_io().is_some(), "io", "io.max");
-    // libcgroups does not know this one, so it is as good as missing.
     need(
         resources.rdma().as_ref().is_some_and(|r| !r.is_empty()),
-        "rdma (not supported on v2 yet)",
+        "rdma",
         "rdma.max",
     );
     needed
