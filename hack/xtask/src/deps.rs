@@ -71,6 +71,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("tests-images", &[]),
     ("tests-host", &[]),
     ("tests-e2e", &[]),
+    ("tests-vm", &[]),
     ("hack-xtask", &[]),
     ("hack-gen", &[]),
     ("hack-bench", &["cri-api", "cri-server", "tests-images"]),
