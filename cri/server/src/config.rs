@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cri_shim_protocol::Runtime;
-use oci_runtime_cgroups::CgroupDriver;
+use oci_runtime_cgroups::{Cgroup, CgroupDriver};
 use serde::Deserialize;
 
 use crate::spec::{SpecDefaults, UnsetSeccomp, capability_by_name};
@@ -110,17 +110,41 @@ pub enum LogFormat {
 pub struct CgroupConfig {
     /// Who makes them.
     pub driver: Driver,
-    /// Above pods whose caller names no parent.
+    /// Above pods whose caller names no parent; empty: `/orlop`, with systemd `orlop.slice`.
     pub root: String,
-    /// A leaf for all shims, outside the pods' and the daemon's; empty: they stay in the daemon's.
+    /// A leaf for all shims, outside the pods' and the daemon's; with systemd also `slice:prefix:name`. Empty: with
+    /// systemd the scope `orlop-shims.scope`; otherwise beside the daemon in a cgroup that was delegated to it, or
+    /// where it is.
     pub shims: String,
+}
+
+impl CgroupConfig {
+    /// Above pods whose caller names no parent.
+    #[must_use]
+    pub fn root(&self) -> &str {
+        match self.driver {
+            _ if !self.root.is_empty() => &self.root,
+            Driver::Cgroupfs => "/orlop",
+            Driver::Systemd => "orlop.slice",
+        }
+    }
+
+    /// The leaf for all shims, if one is configured or usual.
+    #[must_use]
+    pub fn shims(&self) -> Option<&str> {
+        match self.driver {
+            _ if !self.shims.is_empty() => Some(&self.shims),
+            Driver::Cgroupfs => None,
+            Driver::Systemd => Some("system.slice:orlop:shims"),
+        }
+    }
 }
 
 impl Default for CgroupConfig {
     fn default() -> Self {
         Self {
             driver: Driver::Cgroupfs,
-            root: "/orlop".to_owned(),
+            root: String::new(),
             shims: String::new(),
         }
     }
@@ -363,13 +387,9 @@ impl Config {
                 "must not lie in `root`, nor `root` in it".to_owned(),
             ));
         }
-        check_cgroup("cgroup.root", &self.cgroup.root)?;
-        if !self.cgroup.shims.is_empty() {
-            check_cgroup("cgroup.shims", &self.cgroup.shims)?;
-        }
-        if self.cgroup.driver == Driver::Systemd {
-            let problem = "`systemd` is not supported yet; use `cgroupfs`, and the same in the kubelet";
-            return Err(wrong("cgroup.driver", problem.to_owned()));
+        check_root(self.cgroup.root(), self.cgroup.driver)?;
+        if let Some(shims) = self.cgroup.shims() {
+            Cgroup::path_of(shims).map_err(|error| wrong("cgroup.shims", error.to_string()))?;
         }
         if self.runtime("").is_none() {
             let problem = format!("`{}` is not among `runtimes`", self.default_runtime);
@@ -425,14 +445,17 @@ fn wrong(key: &str, problem: String) -> ConfigError {
     }
 }
 
-fn check_cgroup(key: &str, path: &str) -> Result<(), ConfigError> {
-    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
-    match path.strip_prefix('/') {
-        Some(rest) if rest.split('/').all(plain) => Ok(()),
-        _ => Err(wrong(
-            key,
-            format!("`{path}` must be a path like `/orlop`, below the root"),
-        )),
+fn check_root(root: &str, driver: Driver) -> Result<(), ConfigError> {
+    let (fits, wanted) = match driver {
+        Driver::Cgroupfs => (root.starts_with('/'), "a path like `/orlop`, below the root"),
+        Driver::Systemd => (
+            root.ends_with(".slice") && !root.contains(':') && root != "-.slice",
+            "the name of a slice, like `orlop.slice`",
+        ),
+    };
+    match Cgroup::path_of(root) {
+        Ok(_) if fits => Ok(()),
+        _ => Err(wrong("cgroup.root", format!("`{root}` must be {wanted}"))),
     }
 }
 
@@ -481,7 +504,8 @@ mod tests {
             ("[cgroup]\nroot = 'orlop'", "cgroup.root"),
             ("[cgroup]\nroot = '/'", "cgroup.root"),
             ("[cgroup]\nshims = '/a/../b'", "cgroup.shims"),
-            ("[cgroup]\ndriver = 'systemd'", "cgroup.driver"),
+            ("[cgroup]\ndriver = 'systemd'\nroot = '/orlop'", "cgroup.root"),
+            ("[cgroup]\ndriver = 'systemd'\nshims = 'a:b'", "cgroup.shims"),
             ("[cni]\ntimeout_seconds = 0", "cni.timeout_seconds"),
             ("[images]\nmax_parallel_layers = 0", "images.max_parallel_layers"),
             (

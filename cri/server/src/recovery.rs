@@ -14,6 +14,7 @@ use cri_api::PodSandboxId;
 use cri_shim_protocol::Status;
 use futures_util::future::join_all;
 
+use crate::cgroup_names;
 use crate::errors::CallError;
 use crate::lifecycle::{Operation, Step, remove_tree, unmount, unmount_tree};
 use crate::node::{Node, blocking};
@@ -357,9 +358,8 @@ impl Node {
             let traces = self.runtime.remove_traces(&id).await;
             traces.map_err(CallError::shim("remove a shim's traces"))?;
             // Where a pod's cgroup is when nobody gave it a parent; whoever gave one removes it.
-            let root = self.config().cgroup.root.clone();
-            self.drop_cgroup(format!("{}/{name}", root.trim_end_matches('/')))
-                .await?;
+            let cgroup = cgroup_names::pod(self.config().cgroup.root(), name);
+            self.drop_cgroup(cgroup).await?;
         }
         blocking(move || {
             unmount_tree(&namespaces)?;

@@ -195,7 +195,7 @@ async fn build(
         ShimsConfig {
             shim: shim_path(&config)?,
             state_dir: config.state.join("pods"),
-            cgroup: Some(config.cgroup.shims.clone()).filter(|path| !path.is_empty()),
+            cgroup: config.cgroup.shims().map(str::to_owned),
         },
         events,
     );

@@ -110,6 +110,17 @@ impl Cgroup {
         Self::new(path, CgroupDriver::of(path))
     }
 
+    /// The path from the root of the hierarchies that a name of either driver stands for, whatever this host has.
+    ///
+    /// # Errors
+    /// When the name isn't in the form of a driver.
+    pub fn path_of(name: &str) -> Result<String, CgroupError> {
+        match CgroupDriver::of(name) {
+            CgroupDriver::Cgroupfs => checked_path(name),
+            CgroupDriver::Systemd => checked_path(&Unit::parse(name)?.path()),
+        }
+    }
+
     /// The same, in hierarchies that the caller knows.
     ///
     /// # Errors

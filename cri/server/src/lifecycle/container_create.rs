@@ -14,6 +14,7 @@ use cri_shim_protocol::{Create, NamespaceKind, Runtime};
 use super::plan;
 use super::volumes;
 use super::{Operation, Side, Step, container_name};
+use crate::cgroup_names;
 use crate::errors::CallError;
 use crate::node::{Node, blocking, names_of};
 use crate::spec::{
@@ -175,7 +176,7 @@ impl Node {
         }
         Ok(ContainerRecord {
             name: container_name(&metadata, &pod.config.metadata.clone().unwrap_or_default()),
-            cgroup: format!("{}/{id}", pod.cgroup_parent.path()),
+            cgroup: cgroup_names::container(pod.cgroup_parent.name(), id.as_str()),
             id,
             sandbox: sandbox.id.clone(),
             config: plan.config.clone(),

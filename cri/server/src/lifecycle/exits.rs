@@ -139,9 +139,9 @@ impl Node {
         if record.phase == ContainerPhase::Creating {
             return Ok(());
         }
-        let (path, driver) = (record.cgroup.clone(), self.config().cgroup.driver.into());
+        let path = record.cgroup.clone();
         let killed = blocking(move || {
-            let cgroup = oci_runtime_cgroups::Cgroup::new(&path, driver)?;
+            let cgroup = oci_runtime_cgroups::Cgroup::named(&path)?;
             if cgroup.exists() {
                 cgroup.kill_all()?;
             }

@@ -3,6 +3,8 @@
 use cri_api::v1::{self, NamespaceMode};
 use cri_shim_protocol::NamespaceKind;
 
+use crate::cgroup_names;
+use crate::config::CgroupConfig;
 use crate::network::check_port_mappings;
 use crate::store::{CgroupParent, Owned};
 
@@ -72,13 +74,14 @@ fn invalid<T>(text: impl Into<String>) -> Result<T, InvalidConfig> {
     Err(InvalidConfig(text.into()))
 }
 
-/// Reads a pod's configuration. `cgroup_root` is where pods without a parent go, `id` names the sandbox.
+/// Reads a pod's configuration. `cgroup` says whose cgroups pods get and where those without a parent go, `id` names
+/// the sandbox.
 ///
 /// # Errors
 /// The first field that makes no sense.
 pub(crate) fn sandbox(
     config: &v1::PodSandboxConfig,
-    cgroup_root: &str,
+    cgroup: &CgroupConfig,
     id: &str,
 ) -> Result<SandboxPlan, InvalidConfig> {
     let Some(metadata) = &config.metadata else {
@@ -121,7 +124,7 @@ pub(crate) fn sandbox(
         sysctls: sysctls(&linux, &owned)?,
         uid_mappings,
         gid_mappings,
-        cgroup_parent: cgroup_parent(&linux.cgroup_parent, cgroup_root, id)?,
+        cgroup_parent: cgroup_parent(&linux.cgroup_parent, cgroup, id)?,
     })
 }
 
@@ -232,15 +235,13 @@ fn sysctls(linux: &v1::LinuxPodSandboxConfig, owned: &Owned) -> Result<Vec<(Stri
     Ok(all)
 }
 
-fn cgroup_parent(given: &str, root: &str, id: &str) -> Result<CgroupParent, InvalidConfig> {
+fn cgroup_parent(given: &str, cgroup: &CgroupConfig, id: &str) -> Result<CgroupParent, InvalidConfig> {
     if given.is_empty() {
-        return Ok(CgroupParent::Ours(format!("{root}/{id}")));
+        return Ok(CgroupParent::Ours(cgroup_names::pod(cgroup.root(), id)));
     }
-    let parts: Vec<_> = given.split('/').filter(|part| !part.is_empty()).collect();
-    if parts.is_empty() || parts.iter().any(|part| matches!(*part, "." | "..")) {
-        return invalid(format!("cgroup_parent `{given}` is not a path below the root"));
-    }
-    Ok(CgroupParent::Given(format!("/{}", parts.join("/"))))
+    cgroup_names::given_parent(given, cgroup.driver.into())
+        .map(CgroupParent::Given)
+        .map_err(InvalidConfig)
 }
 
 /// Where a container's log goes; none: nowhere.
@@ -338,7 +339,7 @@ mod tests {
     }
 
     fn plan(config: &v1::PodSandboxConfig) -> Result<SandboxPlan, InvalidConfig> {
-        sandbox(config, "/orlop", "id")
+        sandbox(config, &CgroupConfig::default(), "id")
     }
 
     #[test]
@@ -431,7 +432,7 @@ mod tests {
         let mut long = config(None);
         long.hostname = "x".repeat(65);
         assert!(plan(&long).is_err());
-        let parent = |text: &str| cgroup_parent(text, "/orlop", "id");
+        let parent = |text: &str| cgroup_parent(text, &CgroupConfig::default(), "id");
         assert_eq!(parent("/k/pod1"), Ok(CgroupParent::Given("/k/pod1".into())));
         assert_eq!(parent("k//pod1/"), Ok(CgroupParent::Given("/k/pod1".into())));
         assert!(parent("/").is_err());
@@ -489,8 +490,8 @@ mod tests {
             config.hostname = host;
             config.linux.as_mut().unwrap().cgroup_parent = parent;
             if let Ok(plan) = plan(&config) {
-                prop_assert!(plan.cgroup_parent.path().starts_with('/'));
-                prop_assert!(!plan.cgroup_parent.path().contains("/../"));
+                prop_assert!(plan.cgroup_parent.name().starts_with('/'));
+                prop_assert!(!plan.cgroup_parent.name().contains("/../"));
             }
         }
     }

@@ -15,6 +15,7 @@ use oci_runtime_cgroups::Cgroup;
 use super::files;
 use super::plan::{self, SandboxPlan};
 use super::{Operation, Side, Step, sandbox_name};
+use crate::cgroup_names;
 use crate::errors::CallError;
 use crate::network;
 use crate::node::{Node, blocking};
@@ -46,7 +47,7 @@ impl Node {
             .draw()
             .map_err(CallError::file("read", "/dev/urandom".as_ref()))?;
         let id = PodSandboxId::from_bytes(bytes);
-        let plan = plan::sandbox(&config, &settings.cgroup.root, id.as_str())
+        let plan = plan::sandbox(&config, &settings.cgroup, id.as_str())
             .and_then(|plan| plan::resolv_conf(config.dns_config.as_ref()).map(|_| plan))
             .map_err(|e| CallError::Invalid(e.to_string()))?;
         let sandbox = self
@@ -135,13 +136,12 @@ impl Node {
         let CgroupParent::Ours(path) = record.cgroup_parent.clone() else {
             return Ok(());
         };
-        let driver = self.config().cgroup.driver.into();
         let limits = pod_limits(&record.limits);
         let resources = limits
             .map(|limits| linux_resources(&limits, &self.host))
             .transpose()?;
         blocking(move || {
-            let cgroup = Cgroup::new(&path, driver)?;
+            let cgroup = Cgroup::named(&path)?;
             cgroup.create()?;
             if let Some(resources) = resources {
                 cgroup.apply(&resources)?;
@@ -190,8 +190,8 @@ impl Node {
     ) -> Result<Vec<std::net::IpAddr>, CallError> {
         let record = sandbox.record();
         let netns = self.paths.namespace(sandbox.id.as_str(), NamespaceKind::Network);
-        let cgroup = plan.cgroup_parent.path();
-        let pod = network::attachment(&sandbox.id, netns, &record.config, cgroup);
+        let cgroup = cgroup_names::path(plan.cgroup_parent.name());
+        let pod = network::attachment(&sandbox.id, netns, &record.config, &cgroup);
         Ok(self.network.attach(pod).await?)
     }
 
@@ -235,7 +235,7 @@ impl Node {
 
 /// The cgroup of the pod's own init.
 pub(super) fn init_cgroup(record: &SandboxRecord) -> String {
-    format!("{}/{}", record.cgroup_parent.path(), record.id)
+    cgroup_names::container(record.cgroup_parent.name(), record.id.as_str())
 }
 
 /// Resources and overhead together, where both or one are given; only sums of limits that both sides have make sense.

@@ -169,9 +169,8 @@ impl Node {
 
     /// Kills what is in a cgroup and removes it.
     pub(crate) async fn drop_cgroup(&self, path: String) -> Result<(), CallError> {
-        let driver = self.config().cgroup.driver.into();
         blocking(move || {
-            let cgroup = Cgroup::new(&path, driver)?;
+            let cgroup = Cgroup::named(&path)?;
             if cgroup.exists() {
                 cgroup.kill_all()?;
                 cgroup.remove()?;

@@ -7,6 +7,7 @@ use oci_runtime_cgroups::Stats;
 
 use super::Answers;
 use super::stats::{file_system, interfaces, layer, processes, read, stream_read};
+use crate::cgroup_names;
 use crate::errors::CallError;
 use crate::node::{Node, blocking};
 use crate::stats::{
@@ -95,22 +96,23 @@ async fn metrics(node: Arc<Node>, sandbox: Arc<StoredSandbox>) -> Result<PodSand
     blocking(move || {
         let on = file_system(&node);
         for c in &mut containers {
-            c.stats = read(&node, &c.cgroup);
-            c.processes = processes(&node, &c.cgroup);
+            c.stats = read(&c.cgroup);
+            c.processes = processes(&c.cgroup);
+            c.cgroup = cgroup_names::path(&c.cgroup);
             if let Some(layer) = &mut c.layer {
                 layer.on = on;
             }
         }
         let record = sandbox.record();
         let metadata = record.config.metadata.clone().unwrap_or_default();
-        let cgroup = record.cgroup_parent.path();
-        let stats = read(&node, cgroup);
+        let stats = read(record.cgroup_parent.name());
+        let cgroup = cgroup_names::path(record.cgroup_parent.name());
         let interfaces = interfaces(&node, &sandbox);
         let input = SandboxMetricsInput {
             id: sandbox.id.as_str(),
             pod: &metadata.name,
             namespace: &metadata.namespace,
-            cgroup,
+            cgroup: &cgroup,
             created_at: record.created_at,
             stats: stats.as_ref(),
             interfaces: &interfaces,

@@ -92,7 +92,7 @@ fn info(node: &Node, settings: &Config, network: Option<&String>) -> HashMap<Str
             Driver::Cgroupfs => "cgroupfs",
             Driver::Systemd => "systemd",
         },
-        "cgroupRoot": settings.cgroup.root,
+        "cgroupRoot": settings.cgroup.root(),
         "defaultRuntime": settings.default_runtime,
         "runtimes": settings.runtime_names(),
         "cniConfDir": settings.cni.conf_dir,

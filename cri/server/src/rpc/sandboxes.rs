@@ -68,7 +68,7 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
         "shimPid": sandbox.shim().map(|shim| shim.pid()),
         "phase": record.phase,
         "runtimeHandler": record.runtime_handler,
-        "cgroupParent": record.cgroup_parent.path(),
+        "cgroupParent": record.cgroup_parent.name(),
         "namespaces": pinned,
         "folder": node.paths.pod(id),
         "ips": record.ips,

@@ -21,8 +21,8 @@ use crate::store::{
 const ITEMS_PER_MESSAGE: usize = 50;
 
 /// A cgroup's statistics; `None` when it isn't there any more.
-pub(super) fn read(node: &Node, cgroup: &str) -> Option<Stats> {
-    let cgroup = Cgroup::new(cgroup, node.config().cgroup.driver.into()).ok()?;
+pub(super) fn read(cgroup: &str) -> Option<Stats> {
+    let cgroup = Cgroup::named(cgroup).ok()?;
     if !cgroup.exists() {
         return None;
     }
@@ -44,8 +44,8 @@ pub(super) async fn layer(node: &Node, container: &StoredContainer) -> Option<Wr
 }
 
 /// How many processes a container has and what they hold open; `None` when its cgroup can't be read.
-pub(super) fn processes(node: &Node, cgroup: &str) -> Option<Processes> {
-    let cgroup = Cgroup::new(cgroup, node.config().cgroup.driver.into()).ok()?;
+pub(super) fn processes(cgroup: &str) -> Option<Processes> {
+    let cgroup = Cgroup::named(cgroup).ok()?;
     let pids = cgroup.pids(true).ok()?;
     Some(Processes::count(Path::new("/proc"), &pids))
 }
@@ -104,7 +104,7 @@ async fn container_stats(
     blocking(move || {
         let record = container.record();
         let runs = matches!(record.phase, ContainerPhase::Running { .. });
-        let read = if runs { read(&node, &record.cgroup) } else { None };
+        let read = if runs { read(&record.cgroup) } else { None };
         let at = node.clock.now();
         let id = container.id.as_str();
         let reading = read.as_ref().map(|stats| Reading {
@@ -137,7 +137,7 @@ async fn sandbox_stats(node: &Arc<Node>, sandbox: &Arc<StoredSandbox>) -> Result
     let (node, sandbox) = (node.clone(), sandbox.clone());
     blocking(move || {
         let record = sandbox.record();
-        let read = read(&node, record.cgroup_parent.path());
+        let read = read(record.cgroup_parent.name());
         let at = node.clock.now();
         let id = sandbox.id.as_str();
         let reading = read.as_ref().map(|stats| Reading {

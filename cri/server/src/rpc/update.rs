@@ -102,8 +102,7 @@ pub(super) async fn sandbox(
         if let (CgroupParent::Ours(path), Some(resources)) =
             (sandbox.record().cgroup_parent.clone(), resources)
         {
-            let driver = node.config().cgroup.driver.into();
-            blocking(move || Ok(Cgroup::new(&path, driver)?.apply(&resources)?)).await?;
+            blocking(move || Ok(Cgroup::named(&path)?.apply(&resources)?)).await?;
         }
         sandbox.entry.update(|r| r.limits = limits)?;
         Ok(UpdatePodSandboxResourcesResponse {})

@@ -104,15 +104,15 @@ pub struct Owned {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CgroupParent {
-    /// The kubelet's, at this absolute path; it makes and removes it.
+    /// The kubelet's, by its absolute path or the slice's name; it makes and removes it.
     Given(String),
     /// Nobody gave one, so this one is the sandbox's own.
     Ours(String),
 }
 
 impl CgroupParent {
-    /// The absolute path.
-    pub fn path(&self) -> &str {
+    /// Its name: an absolute path, or that of a slice.
+    pub fn name(&self) -> &str {
         match self {
             Self::Given(path) | Self::Ours(path) => path,
         }
@@ -171,7 +171,7 @@ pub struct ContainerRecord {
     pub image_ref: String,
     /// Where its log goes.
     pub log_path: Option<PathBuf>,
-    /// Its cgroup, absolute.
+    /// Its cgroup, by an absolute path or `slice:prefix:name`.
     pub cgroup: String,
     /// The number of the signal that asks it to stop.
     pub stop_signal: i32,
