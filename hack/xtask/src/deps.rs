@@ -19,6 +19,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("cri-api", &[]),
     ("cri-images", &["oci-runtime-sys"]),
+    ("cri-nri", &["oci-runtime-sys"]),
     ("cri-shim-protocol", &[]),
     ("cri-streaming", &[]),
     (
@@ -35,6 +36,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "cri-api",
             "cri-images",
+            "cri-nri",
             "cri-streaming",
             "cri-shim-protocol",
             "cni-invoke",

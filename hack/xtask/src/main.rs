@@ -62,8 +62,8 @@ fn main() -> Result<()> {
         Command::CheckDeps => deps::check(),
         Command::CheckFeatures { write: true, .. } => features::write_readme(),
         Command::CheckFeatures { ran, .. } => features::check(ran.as_deref()),
-        Command::Gen => generated("cri"),
-        Command::CheckGen => generated("check-cri"),
+        Command::Gen => generated(""),
+        Command::CheckGen => generated("check-"),
         Command::Soak(wish) => soak::run(wish),
         Command::Bench { args } => {
             let mut command = vec!["run", "--quiet", "--release", "--package", "hack-bench", "--"];
@@ -73,18 +73,38 @@ fn main() -> Result<()> {
     }
 }
 
-/// Runs `hack-gen` on the CRI's definition from the Go module that `hack/versions.env` names.
-fn generated(verb: &str) -> Result<()> {
-    let version = sh::pinned_version("CRI_API_VERSION")?;
-    let json = sh::output(
-        "go",
-        &["mod", "download", "-json", &format!("k8s.io/cri-api@{version}")],
-    )?;
-    let module: serde_json::Value = serde_json::from_str(&json)?;
-    let dir = module["Dir"].as_str().unwrap_or_default();
-    let proto = format!("{dir}/pkg/apis/runtime/v1/api.proto");
-    sh::run(
-        "cargo",
-        &["run", "--quiet", "--package", "hack-gen", "--", verb, &proto],
-    )
+/// The interfaces that others define: what `hack-gen` calls each, the Go module, its version's name in
+/// `hack/versions.env`, and the file.
+const INTERFACES: [[&str; 4]; 2] = [
+    [
+        "cri",
+        "k8s.io/cri-api",
+        "CRI_API_VERSION",
+        "pkg/apis/runtime/v1/api.proto",
+    ],
+    [
+        "nri",
+        "github.com/containerd/nri",
+        "NRI_VERSION",
+        "pkg/api/api.proto",
+    ],
+];
+
+/// Runs `hack-gen` on every interface's definition, from the Go module that `hack/versions.env` names.
+fn generated(prefix: &str) -> Result<()> {
+    for [name, module, version, file] in INTERFACES {
+        let version = sh::pinned_version(version)?;
+        let json = sh::output(
+            "go",
+            &["mod", "download", "-json", &format!("{module}@{version}")],
+        )?;
+        let module: serde_json::Value = serde_json::from_str(&json)?;
+        let dir = module["Dir"].as_str().unwrap_or_default();
+        let (verb, proto) = (format!("{prefix}{name}"), format!("{dir}/{file}"));
+        sh::run(
+            "cargo",
+            &["run", "--quiet", "--package", "hack-gen", "--", &verb, &proto],
+        )?;
+    }
+    Ok(())
 }

@@ -3,6 +3,8 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command};
 use std::ptr;
 
 use crate::{check, owned};
@@ -169,6 +171,28 @@ pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
 /// The kernel's.
 pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, signal as u64, 0).map(drop)
+}
+
+/// Starts a process that inherits a socket under the number that it has here, and that the kernel kills with SIGKILL
+/// when the calling thread ends, however it does: so this is for threads that wait for their child.
+///
+/// # Errors
+/// The kernel's, or `ESRCH` when this process has ended meanwhile.
+pub fn start_with_socket(command: &mut Command, socket: &OwnedFd) -> io::Result<Child> {
+    let number = socket.as_raw_fd();
+    let parent = std::process::id();
+    let inherit = move || {
+        set_parent_death_signal(libc::SIGKILL)?;
+        // SAFETY: takes nothing.
+        if u32::try_from(unsafe { libc::getppid() }) != Ok(parent) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        // SAFETY: takes numbers only.
+        check(unsafe { libc::fcntl(number, libc::F_SETFD, 0) }.into()).map(drop)
+    };
+    // SAFETY: after fork the closure makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(inherit) };
+    command.spawn()
 }
 
 /// `PR_SET_CHILD_SUBREAPER`.
