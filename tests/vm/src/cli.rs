@@ -166,15 +166,24 @@ fn run(mut wish: Wish) -> Result<i32> {
     done
 }
 
-/// Files of cargo's target folder that the command names: they have to be in the guest, too.
+/// Files of cargo's target folder that the command names, and what lies beside a test executable: it runs programs of
+/// its own package from there.
 fn named(command: &[String], folder: &Path) -> Vec<PathBuf> {
-    let target = crate::store::target();
-    command
+    let Ok(target) = crate::store::target().canonicalize() else {
+        return Vec::new();
+    };
+    let mut found: Vec<PathBuf> = command
         .iter()
         .filter(|word| word.contains('/'))
         .filter_map(|word| folder.join(word).canonicalize().ok())
-        .filter(|path| path.is_file() && target.canonicalize().is_ok_and(|t| path.starts_with(t)))
-        .collect()
+        .filter(|path| path.is_file() && path.starts_with(&target))
+        .collect();
+    for profile in ["debug", "release"].map(|name| target.join(name)) {
+        if found.iter().any(|path| path.starts_with(profile.join("deps"))) {
+            found.extend(crate::job::programs(&profile));
+        }
+    }
+    found
 }
 
 fn script(wish: &Wish, folder: &Path, node: u32) -> Script {

@@ -51,6 +51,24 @@ pub(crate) fn ensure(store: &Store, more: &[PathBuf]) -> Result<(Entry, PathBuf,
     Ok((entry, disk, known))
 }
 
+/// The executables of a cargo profile's folder, without those below it.
+pub(crate) fn programs(profile: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(profile)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            entry
+                .metadata()
+                .is_ok_and(|meta| meta.is_file() && meta.mode() & 0o111 != 0)
+        })
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_none())
+        .collect();
+    found.sort();
+    found
+}
+
 type Files = BTreeMap<PathBuf, fs::Metadata>;
 
 fn files(more: &[PathBuf]) -> Result<Files> {
