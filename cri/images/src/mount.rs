@@ -84,32 +84,33 @@ pub fn mount_overlay(snapshot: &Snapshot, target: &Path, readonly: bool) -> Resu
         true => None,
         false => Some(Mapped::of(snapshot).map_err(|source| MountError::Mapping { key: key(), source })?),
     };
-    let overlay = match &mapped {
-        None => overlay(snapshot, &snapshot.lower, readonly),
-        Some(mapped) => overlay(
-            snapshot,
-            &mapped.lower(snapshot, &mapped.by_descriptor()),
-            readonly,
-        )
-        .or_else(|_| {
+    let mount = |lower: &[PathBuf]| mount_layers(snapshot, lower, target_fd.as_fd(), readonly);
+    let mounted = match &mapped {
+        None => mount(&snapshot.lower),
+        Some(mapped) => mount(&mapped.lower(snapshot, &mapped.by_descriptor())).or_else(|_| {
             let _attached = mapped.attach(snapshot)?;
-            overlay(
-                snapshot,
-                &mapped.lower(snapshot, &attach_point(snapshot)),
-                readonly,
-            )
+            mount(&mapped.lower(snapshot, &attach_point(snapshot)))
         }),
     };
-    let failed = |(source, messages): Failure| MountError::Overlay {
+    mounted.map_err(|(source, messages)| MountError::Overlay {
         key: key(),
         messages,
         source,
-    };
-    let moved = |source: io::Error| failed((source, String::new()));
-    match overlay.map_err(failed)? {
-        Made::Detached(mount) => move_to(mount.as_fd(), target_fd.as_fd()).map_err(moved),
-        Made::NeedsOldCall { lower, because } => old_mount(snapshot, &lower, target_fd.as_fd(), readonly)
-            .map_err(|source| failed((source, because))),
+    })
+}
+
+/// By descriptors, or by the old call where this kernel or a long path wants that.
+fn mount_layers(
+    snapshot: &Snapshot,
+    lower: &[PathBuf],
+    target: BorrowedFd<'_>,
+    readonly: bool,
+) -> Result<(), Failure> {
+    match overlay(snapshot, lower, readonly)? {
+        Made::Detached(mount) => move_to(mount.as_fd(), target).map_err(|error| (error, String::new())),
+        Made::NeedsOldCall { because } => {
+            old_mount(snapshot, lower, target, readonly).map_err(|error| (error, because))
+        }
     }
 }
 
@@ -136,7 +137,6 @@ enum Made {
     Detached(OwnedFd),
     /// This kernel, or a long path, wants the old mount call.
     NeedsOldCall {
-        lower: Vec<PathBuf>,
         because: String,
     },
 }
@@ -149,14 +149,10 @@ fn overlay(snapshot: &Snapshot, lower: &[PathBuf], readonly: bool) -> Result<Mad
         Err(errno) => {
             let messages = messages(context.as_fd());
             let is_long = |path: &PathBuf| path.as_os_str().len() > 255;
-            let knows_option = !messages.contains("Unknown parameter");
-            if errno == Errno::INVAL
-                && (!knows_option || lower.iter().any(is_long) || is_long(&snapshot.upper))
-            {
-                return Ok(Made::NeedsOldCall {
-                    lower: lower.to_vec(),
-                    because: messages,
-                });
+            // Before 6.5, overlayfs takes every option here, refuses them together in the end, and says nothing.
+            let is_old = messages.is_empty() || messages.contains("Unknown parameter");
+            if errno == Errno::INVAL && (is_old || lower.iter().any(is_long) || is_long(&snapshot.upper)) {
+                return Ok(Made::NeedsOldCall { because: messages });
             }
             Err((errno.into(), messages))
         }
