@@ -9,9 +9,11 @@ use bin_daemon::config::load;
 use bin_daemon::exit::{BadSetting, report};
 use bin_daemon::logging::{self, Format, Level, LogConfig, Logging};
 use bin_daemon::signals::{Signals, Wish};
+use bin_daemon::supervisor::Supervisor;
 use clap::Parser;
 use cri_server::config::{Config, LogFormat, LogLevel, LogSettings};
 use cri_server::lifecycle::KillPoint;
+use cri_server::own_cgroup;
 use cri_server::server::{Environment, serve};
 use tokio::sync::{mpsc, oneshot};
 
@@ -65,13 +67,15 @@ fn run(args: Args) -> Result<()> {
         .map_or(2, usize::from)
         .clamp(2, MAX_WORKERS);
     cri_server::memory::begin();
+    let supervisor = Supervisor::of_this_process().context("failed to reach the service manager")?;
+    let shims_cgroup = own_cgroup::settle().context("failed to move into a cgroup of the daemon's own")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .max_blocking_threads(MAX_BLOCKING)
         .enable_all()
         .build()
         .context("failed to start threads")?;
-    let result = runtime.block_on(daemon(args, config, kill, logging));
+    let result = runtime.block_on(daemon(args, config, kill, logging, (supervisor, shims_cgroup)));
     // What still blocks (a plugin that hangs) must not keep the process.
     runtime.shutdown_background();
     result
@@ -118,25 +122,38 @@ fn kill_point() -> Result<KillPoint> {
     }
 }
 
-async fn daemon(args: Args, config: Config, kill: KillPoint, logging: Logging) -> Result<()> {
+async fn daemon(
+    args: Args,
+    config: Config,
+    kill: KillPoint,
+    logging: Logging,
+    (supervisor, shims_cgroup): (Supervisor, Option<String>),
+) -> Result<()> {
+    let supervisor = Arc::new(supervisor);
     let mut signals = Signals::listen().context("failed to watch signals")?;
     let (reload, reloads) = mpsc::channel(1);
     let (stop, stopped) = oneshot::channel();
+    let told = supervisor.clone();
     tokio::spawn(async move {
         loop {
             match signals.next().await {
                 Wish::Stop => break,
-                Wish::Reload => match read(&args) {
-                    Ok(config) => {
-                        logging.set_level(log_config(config.log).level);
-                        if reload.send(config).await.is_err() {
-                            break;
+                Wish::Reload => {
+                    told.reloading();
+                    match read(&args) {
+                        Ok(config) => {
+                            logging.set_level(log_config(config.log).level);
+                            if reload.send(config).await.is_err() {
+                                break;
+                            }
                         }
+                        Err(error) => tracing::error!("the new configuration is not used: {error:#}"),
                     }
-                    Err(error) => tracing::error!("the new configuration is not used: {error:#}"),
-                },
+                    told.ready();
+                }
             }
         }
+        told.stopping();
         // Nobody waits for it only when the daemon is ending anyway.
         let _ = stop.send(());
     });
@@ -144,7 +161,13 @@ async fn daemon(args: Args, config: Config, kill: KillPoint, logging: Logging) -
         plugins: Some(Arc::new(cni_plugins::Builtin::new())),
         kill,
         reloads,
+        shims_cgroup,
+        ready: {
+            let supervisor = supervisor.clone();
+            Box::new(move || supervisor.ready())
+        },
     };
+    tokio::spawn(async move { supervisor.keep_alive().await });
     let shutdown = async {
         let _ = stopped.await;
     };

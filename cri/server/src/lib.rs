@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod memory;
 pub mod network;
 pub mod node;
+pub mod own_cgroup;
 pub mod paths;
 pub mod recovery;
 pub mod rpc;

@@ -98,6 +98,10 @@ pub struct Environment {
     pub kill: KillPoint,
     /// New configurations, checked.
     pub reloads: mpsc::Receiver<Config>,
+    /// Where shims go if the configuration doesn't say: from [`settle`](crate::own_cgroup::settle).
+    pub shims_cgroup: Option<String>,
+    /// Called once, when the socket answers.
+    pub ready: Box<dyn FnOnce() + Send>,
 }
 
 /// Serves until `shutdown` is ready and calls under way have ended, or their time is over.
@@ -115,7 +119,16 @@ pub async fn serve(
     let _lock = lock(&config.root)?;
     refuse_live_socket(&config.socket).await?;
     let (events, heard) = mpsc::channel(SHIM_EVENTS);
-    let (node, torn) = build(config, environment.plugins, environment.kill, events).await?;
+    let shims_cgroup = config.cgroup.shims().map(str::to_owned);
+    let shims = Shims::new(
+        ShimsConfig {
+            shim: shim_path(&config)?,
+            state_dir: config.state.join("pods"),
+            cgroup: shims_cgroup.or(environment.shims_cgroup),
+        },
+        events,
+    );
+    let (node, torn) = build(config, environment.plugins, environment.kill, shims).await?;
     tokio::spawn(node.clone().hear(heard));
     let streams = start_streaming(&node).await?;
     node.recover(torn).await;
@@ -130,6 +143,7 @@ pub async fn serve(
         millis = began.elapsed().as_millis(),
         "ready"
     );
+    (environment.ready)();
     let result = run(&node, listener, shutdown).await;
     // Not removed before a successor could have bound it: it would take the successor's away.
     if result.is_ok() {
@@ -181,7 +195,7 @@ async fn build(
     config: Config,
     plugins: Option<Arc<dyn PluginExec>>,
     kill: KillPoint,
-    events: mpsc::Sender<(cri_api::PodSandboxId, crate::shim::ShimEvent)>,
+    shims: Shims,
 ) -> Result<(Arc<Node>, Vec<Torn>), ServeError> {
     let root = config.root.clone();
     let records = tokio::task::spawn_blocking(move || {
@@ -191,14 +205,6 @@ async fn build(
     });
     let images = Images::open(images_config(&config)).await?;
     let ((store, torn), host) = records.await.map_err(|_| ServeError::Lost)??;
-    let shims = Shims::new(
-        ShimsConfig {
-            shim: shim_path(&config)?,
-            state_dir: config.state.join("pods"),
-            cgroup: config.cgroup.shims().map(str::to_owned),
-        },
-        events,
-    );
     let cni = Cni::new(
         CniConfig {
             conf_dir: config.cni.conf_dir.clone(),

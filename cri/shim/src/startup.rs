@@ -71,7 +71,7 @@ fn join(path: &str) -> Result<(), String> {
         if cgroup.needs_process() {
             return join_scope(&cgroup);
         }
-        cgroup.create()?;
+        cgroup.create_leaf()?;
         cgroup.add_self()
     });
     joined.map_err(|error| crate::stage::failure(cri_shim_protocol::ErrorKind::Failed, &error).message)

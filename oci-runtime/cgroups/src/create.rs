@@ -26,6 +26,18 @@ pub(crate) fn create(hierarchy: &Hierarchy, path: &str) -> Result<(), CgroupErro
     }
 }
 
+/// The directory alone on v2; v1's cpuset takes no process without a list of CPUs.
+pub(crate) fn create_leaf(hierarchy: &Hierarchy, path: &str) -> Result<(), CgroupError> {
+    match hierarchy.version {
+        Version::V1 => create(hierarchy, path),
+        Version::V2 => {
+            let levels = levels(&hierarchy.mount, path);
+            let leaf = levels.last().expect("a checked path has at least one name");
+            make(leaf, &levels).map(drop)
+        }
+    }
+}
+
 /// `/m`, `/a/b` → `/m/a`, `/m/a/b`
 fn levels(mount: &Path, path: &str) -> Vec<PathBuf> {
     let mut level = mount.to_owned();

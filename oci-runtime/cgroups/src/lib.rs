@@ -14,7 +14,7 @@
 //!
 //! With systemd as the writer of the hierarchy, step 1 is its work, see [`CgroupDriver::Systemd`]; the rest is the same.
 //!
-//! libcgroups applies CPU, memory and huge page limits on v2; what else there is in [`limits`] is ours (device rules are
+//! libcgroups applies CPU and memory limits on v2; what else there is in [`limits`] is ours (device rules are
 //! a small eBPF program there, as the library's own would bring libelf along). On v1 it looks up every controller's mount twice for each cgroup (hundreds of
 //! system calls), so the writes to v1 are planned here ([`limits`]); reading, freezing, killing and removing are here
 //! too, because they must work on hybrid hosts and when a controller is missing.
@@ -141,16 +141,16 @@ impl Cgroup {
         Self::in_hierarchies(&format!("{}/{path}", self.path), Arc::clone(&self.hierarchies))
     }
 
-    /// The cgroup that a process is in, in the v2 hierarchy; `None` where that isn't all there is, or the process is
-    /// gone.
+    /// The cgroup that a process is in, in the v2 hierarchy; `None` where that isn't all there is, for the root, and
+    /// when the process is gone.
     #[must_use]
-    pub fn of_process(&self, pid: i32) -> Option<Self> {
-        if !self.hierarchies.is_unified() {
-            return None;
-        }
+    pub fn of_process(pid: u32) -> Option<Self> {
+        let hierarchies = Hierarchies::of_this_process()
+            .ok()
+            .filter(|all| all.is_unified())?;
         let table = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let path = table.lines().find_map(|line| line.strip_prefix("0::"))?;
-        Self::in_hierarchies(path, Arc::clone(&self.hierarchies)).ok()
+        Self::in_hierarchies(path, hierarchies).ok()
     }
 
     /// The path from the root of the hierarchies, without needless slashes.
@@ -188,6 +188,18 @@ impl Cgroup {
             }
             None => self.make_directories(),
         }
+    }
+
+    /// The same for processes that need no controllers: on v2 none are delegated, so that the cgroup above may hold
+    /// processes as well.
+    ///
+    /// # Errors
+    /// The directory that can't be made, or the file that can't be written.
+    pub fn create_leaf(&self) -> Result<(), CgroupError> {
+        self.hierarchies
+            .all
+            .iter()
+            .try_for_each(|h| create::create_leaf(h, &self.path))
     }
 
     /// Whether the cgroup is made only around a process: [`Cgroup::create_around`].

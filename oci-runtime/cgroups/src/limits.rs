@@ -1,9 +1,9 @@
 //! Limits: the OCI `linux.resources` on the files of this host.
 //!
 //! Plan, then act: [`plan`] turns the resources into writes for v1's controllers, and [`apply`] makes them. On a v2
-//! host libcgroups applies those of CPU, memory and huge pages, `unified` here plans the others, and the device rules
-//! become a program of ours. A limit that nothing here can hold is an error that names the controller and the file, never a silent nothing; but a limit of "unlimited" on a controller that is not there
-//! is what one has anyway.
+//! host libcgroups applies those of CPU and memory, `unified` here plans the others, and the device rules become a
+//! program of ours. A limit that nothing here can hold is an error that names the controller and the file, never a
+//! silent nothing; but a limit of "unlimited" on a controller that is not there is what one has anyway.
 
 mod device_filter;
 mod devices;

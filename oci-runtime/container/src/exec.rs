@@ -48,7 +48,11 @@ pub(crate) fn exec(runtime: &Runtime, options: ExecOptions) -> Result<Execed, Ex
     let fallback = options
         .sub_cgroup
         .is_empty()
-        .then(|| record.init().and_then(|(pid, _)| own.of_process(pid)))
+        .then(|| {
+            record
+                .init()
+                .and_then(|(pid, _)| Cgroup::of_process(pid.unsigned_abs()))
+        })
         .flatten();
     let clone_fd = cgroup.clone_fd();
     let arguments = ExecArguments {

@@ -1,6 +1,6 @@
 //! From the resources to writes on a v2 host, for what libcgroups leaves out or gets wrong: pure functions.
 //!
-//! Its weights of devices overflow, it takes a process count that isn't given for one of 1, wants swap files that a
+//! Its weights of devices overflow, huge pages of a size that isn't there fail without the file's name, it takes a process count that isn't given for one of 1, wants swap files that a
 //! kernel without swap hasn't got, and follows slashes in the names of `unified` out of the cgroup.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ pub(super) struct Write {
     pub(super) file: String,
     /// What to write.
     pub(super) value: String,
-    /// It lifts a limit: where the controller or the file is missing there is none.
+    /// It lifts a limit, or repeats another: the controller or the file may be missing.
     pub(super) lifts: bool,
 }
 
@@ -60,6 +60,12 @@ pub(super) fn plan(resources: &LinuxResources, offers: Offers) -> Result<Vec<Wri
             max if max > 0 => write("pids", "pids.max", max),
             _ => lift("pids", "pids.max", "max"),
         });
+    }
+    for page in resources.hugepage_limits().as_deref().unwrap_or_default() {
+        let (size, bytes) = (page.page_size(), page.limit());
+        writes.push(write("hugetlb", &format!("hugetlb.{size}.max"), bytes));
+        // Reservations are limited besides, where the kernel can (since 5.7).
+        writes.push(lift("hugetlb", &format!("hugetlb.{size}.rsvd.max"), bytes));
     }
     if let Some(io) = resources.block_io() {
         plan_io(io, offers, &mut writes)?;
@@ -149,6 +155,7 @@ pub(super) fn for_libcgroups(resources: &LinuxResources, offers: Offers) -> Linu
     rest.set_devices(None)
         .set_pids(None)
         .set_block_io(None)
+        .set_hugepage_limits(None)
         .set_rdma(None)
         .set_unified(None);
     if let Some(memory) = rest.memory().filter(|memory| !offers.swap && !wants_swap(memory)) {
@@ -218,7 +225,7 @@ mod tests {
 
     #[test]
     fn throttles_and_the_rest_are_written_to_their_files() {
-        let all = r#"{"pids":{"limit":9},"rdma":{"mlx5_1":{"hcaHandles":3,"hcaObjects":4}},
+        let all = r#"{"pids":{"limit":9},"hugepageLimits":[{"pageSize":"2MB","limit":4}],"rdma":{"mlx5_1":{"hcaHandles":3,"hcaObjects":4}},
             "unified":{"memory.oom.group":"1","cgroup.max.depth":"3"},
             "blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":600}],
                 "throttleWriteIOPSDevice":[{"major":8,"minor":0,"rate":0}]}}"#;
@@ -226,6 +233,8 @@ mod tests {
             planned(all, false),
             [
                 "pids.max=9",
+                "hugetlb.2MB.max=4",
+                "hugetlb.2MB.rsvd.max=4",
                 "io.max=8:0 rbps=600",
                 "io.max=8:0 wiops=max",
                 "rdma.max=mlx5_1 hca_handle=3 hca_object=4",
