@@ -3,6 +3,7 @@
 mod ci;
 mod deps;
 mod features;
+mod guests;
 mod sh;
 mod soak;
 
@@ -43,6 +44,8 @@ enum Command {
     CheckGen,
     /// Run fuzzers, kills and suites for hours, until something fails
     Soak(soak::Wish),
+    /// Run test suites in Debian guests with systemd and unified cgroup v2
+    Vm(guests::Wish),
     /// Measure Orlop beside its peers: `bench oci` or `bench cri`, then `--help` for the options
     Bench {
         /// What to measure and how
@@ -65,6 +68,7 @@ fn main() -> Result<()> {
         Command::Gen => generated(""),
         Command::CheckGen => generated("check-"),
         Command::Soak(wish) => soak::run(wish),
+        Command::Vm(wish) => guests::run(&wish),
         Command::Bench { args } => {
             let mut command = vec!["run", "--quiet", "--release", "--package", "hack-bench", "--"];
             command.extend(args.iter().map(String::as_str));
