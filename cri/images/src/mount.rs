@@ -149,8 +149,12 @@ fn overlay(snapshot: &Snapshot, lower: &[PathBuf], readonly: bool) -> Result<Mad
         Err(errno) => {
             let messages = messages(context.as_fd());
             let is_long = |path: &PathBuf| path.as_os_str().len() > 255;
-            // Before 6.5, overlayfs takes every option here, refuses them together in the end, and says nothing.
-            let is_old = messages.is_empty() || messages.contains("Unknown parameter");
+            // Before 6.5, the kernel collects options for overlayfs up to a page, and overlayfs refuses them together
+            // in the end, saying nothing here.
+            let is_old = messages.is_empty()
+                || ["Unknown parameter", "Legacy"]
+                    .iter()
+                    .any(|sign| messages.contains(sign));
             if errno == Errno::INVAL && (is_old || lower.iter().any(is_long) || is_long(&snapshot.upper)) {
                 return Ok(Made::NeedsOldCall { because: messages });
             }
