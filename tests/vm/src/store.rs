@@ -266,3 +266,98 @@ fn touch(path: &Path) {
     // Only the order of pruning depends on it.
     let _ = File::open(path).and_then(|dir| dir.set_modified(SystemTime::now()));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn store(name: &str) -> (Store, PathBuf) {
+        let dir = std::env::temp_dir().join(format!("orlop-store-{name}-{}", std::process::id()));
+        (Store::at(&dir).unwrap(), dir)
+    }
+
+    #[test]
+    fn who_wants_the_same_at_once_gets_what_one_makes() {
+        let (store, dir) = store("once");
+        let made = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let (entry, _) = store
+                        .ensure("images", "a", |half| {
+                            made.fetch_add(1, Ordering::Relaxed);
+                            std::thread::sleep(std::time::Duration::from_millis(50));
+                            Ok(fs::write(half.join("it"), "whole")?)
+                        })
+                        .unwrap();
+                    assert_eq!(fs::read_to_string(entry.path.join("it")).unwrap(), "whole");
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn what_failed_half_way_is_never_seen_and_gone() {
+        let (store, dir) = store("half");
+        let failed = store.ensure("images", "a", |half| {
+            fs::write(half.join("it"), "half")?;
+            anyhow::bail!("no more")
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "no more");
+        assert!(!dir.join("images/a").exists() && !dir.join("images/a.half").exists());
+        // As a killed maker leaves it.
+        fs::create_dir(dir.join("images/b.half")).unwrap();
+        drop(store.run_folder().unwrap());
+        assert!(!dir.join("images/b.half").exists());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_oldest_entries_go_unless_they_are_in_use() {
+        let (store, dir) = store("prune");
+        let make = |key: &str| store.ensure("images", key, |_| Ok(())).unwrap().0;
+        let old = |path: &Path, seconds: u64| {
+            let time = SystemTime::now() - std::time::Duration::from_secs(seconds);
+            File::open(path).unwrap().set_modified(time).unwrap();
+        };
+        let used = make("used");
+        let idle = make("idle");
+        old(&used.path, 900);
+        old(&idle.path, 800);
+        drop(idle);
+        make("third");
+        make("fourth");
+        let left = |key: &str| dir.join("images").join(key).exists();
+        assert!(left("used") && !left("idle") && left("third") && left("fourth"));
+        assert!(!left("idle.lock"));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_run_left_goes_and_what_a_living_one_has_stays() {
+        let (store, dir) = store("runs");
+        let living = store.run_folder().unwrap();
+        let dead = dir.join("runs/1-0");
+        fs::create_dir(&dead).unwrap();
+        let next = store.run_folder().unwrap();
+        assert!(living.path.exists() && !dead.exists());
+        drop((living, next));
+        assert_eq!(fs::read_dir(dir.join("runs")).unwrap().count(), 0);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_named_with_what_is_needed() {
+        let (store, dir) = store("full");
+        let error = store.needs_mib(u64::MAX >> 1, "a test").unwrap_err().to_string();
+        assert!(
+            error.contains("a test needs") && error.contains("make room"),
+            "{error}"
+        );
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

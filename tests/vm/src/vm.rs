@@ -38,6 +38,8 @@ pub struct Options {
     pub ship: Vec<PathBuf>,
     /// More for the kernel's command line.
     pub kernel_arguments: String,
+    /// How long the kernel may take to its first sign of life; one that hangs does so before, and is tried once more.
+    pub kernel_limit: Duration,
     /// No word about times.
     pub quiet: bool,
 }
@@ -52,6 +54,7 @@ impl Default for Options {
             disks: Vec::new(),
             ship: Vec::new(),
             kernel_arguments: String::new(),
+            kernel_limit: KERNEL_LIMIT,
             quiet: false,
         }
     }
@@ -288,13 +291,13 @@ fn start(options: &Options, store: &Store, machine: &Machine, folder: &Path, nam
             options.disks.is_empty(),
             "a saved guest knows no disk that survives: leave out one of the two"
         );
-        let (entry, restored) = restore(store, machine, &own, name)?;
+        let (entry, restored) = restore(store, machine, &own, name, options)?;
         entries.push(entry);
         image = restored.saved;
         begun += image;
         restored.up
     } else {
-        come_up(machine, &own, name)?
+        come_up(machine, &own, name, options)?
     };
     mount(&mut channel, options)?;
     Ok(Vm {
@@ -317,10 +320,16 @@ struct Restored {
 }
 
 /// Goes on from a saved guest. One that doesn't come back, twice, is forgotten and saved anew, once.
-fn restore(store: &Store, machine: &Machine, folder: &Path, name: &str) -> Result<(Entry, Restored)> {
+fn restore(
+    store: &Store,
+    machine: &Machine,
+    folder: &Path,
+    name: &str,
+    options: &Options,
+) -> Result<(Entry, Restored)> {
     let begun = Instant::now();
     let save = |first: &Machine, folder: &Path| {
-        let (process, mut channel) = come_up(first, folder, "to be saved")?;
+        let (process, mut channel) = come_up(first, folder, "to be saved", options)?;
         channel.sync()?;
         let monitor = process.monitor.try_clone()?;
         Ok::<(UnixStream, Box<dyn std::any::Any>), _>((monitor, Box::new((process, channel))))
@@ -328,7 +337,7 @@ fn restore(store: &Store, machine: &Machine, folder: &Path, name: &str) -> Resul
     for last in [false, true] {
         let (entry, next, _) = snapshot::ensure(store, machine, save)?;
         let saved = begun.elapsed();
-        match come_up(&next, folder, name) {
+        match come_up(&next, folder, name, options) {
             Ok((process, mut channel)) => {
                 channel.set_clock()?;
                 return Ok((
@@ -373,17 +382,22 @@ fn mount(channel: &mut Channel, options: &Options) -> Result<()> {
 }
 
 /// Starts QEMU and waits for the agent; once more if it hangs.
-fn come_up(machine: &Machine, folder: &Path, name: &str) -> Result<(Process, Channel)> {
-    match try_to_come_up(machine, folder) {
+fn come_up(machine: &Machine, folder: &Path, name: &str, options: &Options) -> Result<(Process, Channel)> {
+    match try_to_come_up(machine, folder, options.kernel_limit) {
         Ok(up) => Ok(up),
         Err(error) => {
             eprintln!("vm: {name}: {error:#}; trying once more");
-            try_to_come_up(machine, folder).with_context(|| format!("the guest {name} didn't come up, twice"))
+            try_to_come_up(machine, folder, options.kernel_limit).with_context(|| {
+                format!(
+                    "the guest {name} didn't come up, twice; if its image is damaged, remove `{}`",
+                    machine.kernel.parent().unwrap_or(Path::new("/")).display()
+                )
+            })
         }
     }
 }
 
-fn try_to_come_up(machine: &Machine, folder: &Path) -> Result<(Process, Channel)> {
+fn try_to_come_up(machine: &Machine, folder: &Path, kernel_limit: Duration) -> Result<(Process, Channel)> {
     // Of the first try, if this is the second.
     let socket = machine.network.map(|node| format!("n{node}"));
     for old in socket.iter().map(String::as_str).chain(["console.log"]) {
@@ -418,7 +432,7 @@ fn try_to_come_up(machine: &Machine, folder: &Path) -> Result<(Process, Channel)
         } else if image::tail(&folder.join("console.log"), 50).contains("orlop: kernel up") {
             AGENT_LIMIT
         } else {
-            KERNEL_LIMIT
+            kernel_limit
         };
         if begun.elapsed() > limit {
             bail!(told("the guest hangs"));
