@@ -106,11 +106,23 @@ fn mount_layers(
     target: BorrowedFd<'_>,
     readonly: bool,
 ) -> Result<(), Failure> {
+    forget_volatile(snapshot)
+        .map_err(|error| (error, ": failed to remove an earlier try's mark".to_owned()))?;
     match overlay(snapshot, lower, readonly)? {
         Made::Detached(mount) => move_to(mount.as_fd(), target).map_err(|error| (error, String::new())),
         Made::NeedsOldCall { because } => {
             old_mount(snapshot, lower, target, readonly).map_err(|error| (error, because))
         }
+    }
+}
+
+/// Before it mounts, overlayfs leaves a mark that this writable part may be incomplete, and refuses to mount it again. A
+/// try that fails after that, or a daemon that dies then, must not keep the snapshot from being mounted: nothing was
+/// written to it yet.
+fn forget_volatile(snapshot: &Snapshot) -> io::Result<()> {
+    match fs::remove_dir_all(snapshot.work.join("work/incompat")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -185,12 +185,9 @@ fn owners_are_mapped_where_overlayfs_takes_no_detached_mount() {
         {
             let _attached = mapped.attach(&snapshot).unwrap();
             let lower = mapped.lower(&snapshot, &attach_point(&snapshot));
-            let Ok(Made::Detached(mount)) = overlay(&snapshot, &lower, false) else {
-                panic!("not mounted")
-            };
             let target =
                 rustix::fs::open(root.join("target"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-            move_to(mount.as_fd(), target.as_fd()).unwrap();
+            mount_layers(&snapshot, &lower, target.as_fd(), false).unwrap();
         }
         assert!(!attach_point(&snapshot).exists());
         assert_eq!(fs::metadata(root.join("target/all")).unwrap().uid(), 100_000);
@@ -210,5 +207,19 @@ fn a_target_that_is_no_directory_is_refused_by_name() {
         fs::remove_dir_all(&snapshot.work).unwrap();
         let error = mount_overlay(&snapshot, &root.join("target"), false).unwrap_err();
         assert!(matches!(error, MountError::Overlay { .. }));
+    });
+}
+
+#[test]
+fn a_try_that_failed_late_keeps_nobody_from_mounting() {
+    in_mount_namespace(|root| {
+        let snapshot = snapshot(root, 1, SnapshotOptions::default());
+        let target = root.join("target");
+        mount_overlay(&snapshot, &target, false).unwrap();
+        unmount(&target).unwrap();
+        // The kernel's mark is there, as after a try that failed.
+        assert!(snapshot.work.join("work/incompat/volatile").exists());
+        mount_overlay(&snapshot, &target, false).unwrap();
+        unmount(&target).unwrap();
     });
 }
