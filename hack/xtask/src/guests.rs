@@ -4,18 +4,18 @@
 //! guest of its own, gone on with from one that was saved, so that none sees what another left. The lines of libtest
 //! are passed on below a line `Running in a guest`, from which the features page knows where a test has passed.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
+use serde_json::Value;
 
 /// What shall run.
 #[derive(Args)]
 pub(crate) struct Wish {
-    /// Also the suites that take too long for every run of CI
+    /// Also the packages that take too long for every run of CI
     #[arg(long)]
     all: bool,
     /// How often, in a row; the first failure ends it
@@ -25,180 +25,180 @@ pub(crate) struct Wish {
     suites: Vec<String>,
 }
 
-/// A test executable.
-struct Suite {
-    package: &'static str,
-    /// The file in its `tests`; none: its unit tests.
-    target: Option<&'static str>,
-    /// Part of every run of CI.
-    every: bool,
-    arguments: &'static [&'static str],
-}
-
-const fn suite(package: &'static str, target: Option<&'static str>) -> Suite {
-    Suite {
-        package,
-        target,
-        every: true,
-        arguments: &[],
-    }
-}
-
-const SUITES: &[Suite] = &[
-    suite("oci-runtime-cgroups", Some("kernel")),
-    suite("oci-runtime-container", Some("seccomp")),
-    suite("orlop-oci", Some("lifecycle")),
-    suite("orlop-oci", Some("isolation")),
-    suite("orlop-oci", Some("terminal")),
-    suite("orlop-oci", Some("advisories")),
-    suite("orlop-oci", Some("containerd")),
-    suite("cri-shim", Some("shim")),
-    suite("tests-harness", Some("node")),
-    suite("tests-e2e", Some("cri")),
-    Suite {
-        every: false,
-        ..suite("tests-harness", Some("killed"))
-    },
-    Suite {
-        every: false,
-        ..suite("orlop-cni", Some("kernel"))
-    },
+/// The packages whose `tests` are suites of the tier, and whether they are part of every run of CI.
+const PACKAGES: &[(&str, bool)] = &[
+    ("oci-runtime-cgroups", true),
+    ("oci-runtime-container", true),
+    ("orlop-oci", true),
+    ("cri-shim", true),
+    ("tests-harness", true),
+    ("tests-e2e", true),
+    ("orlop-cni", false),
 ];
 
-/// A suite that hangs is ended after that; the longest takes a third of it.
+/// What doesn't run in a guest: it builds, and a guest has no compiler.
+const NEVER: &[&str] = &["tests-e2e:up"];
+
+/// A suite that hangs is ended after that.
 const LIMIT_SECONDS: &str = "1500";
 const MEMORY_MIB: &str = "3072";
 
 /// Runs the tier.
 pub(crate) fn run(wish: &Wish) -> Result<()> {
-    let chosen = chosen(wish)?;
+    let packages = packages(wish)?;
     // What the tests look for in the cache and would build otherwise, which a guest can't.
     crate::sh::run("hack/build", &[])?;
     crate::sh::output("hack/cri-tools", &[])?;
-    crate::sh::run(
+    crate::sh::output(
         "cargo",
         &["run", "--quiet", "--package", "tests-images", "--", "registry"],
     )?;
-    let built = build(&chosen)?;
-    let mut failed = Vec::new();
+    let mut arguments = vec!["test", "--no-run", "--locked", "--quiet", "--message-format=json"];
+    for package in &packages {
+        arguments.extend(["--package", package]);
+    }
+    let built = built(&crate::sh::output("cargo", &arguments)?);
+    let suites: Vec<&Suite> = built
+        .suites
+        .iter()
+        .filter(|suite| wanted(wish, &suite.name))
+        .collect();
+    ensure!(
+        !suites.is_empty(),
+        "no suite is called `{}`",
+        wish.suites.join("`, `")
+    );
     for round in 1..=wish.times {
-        for suite in &chosen {
+        let mut failed = Vec::new();
+        for suite in &suites {
             let begun = Instant::now();
-            let ok = in_guest(suite, &built)?;
+            let passed = in_guest(suite, &built)?;
+            let outcome = if passed { "ok" } else { "FAILED" };
             println!(
-                "guest: {} {} in {} s",
-                suite.name(),
-                if ok { "ok" } else { "FAILED" },
+                "guest: {} {outcome} in {} s",
+                suite.name,
                 begun.elapsed().as_secs()
             );
-            if !ok {
-                failed.push(format!("{} (round {round})", suite.name()));
+            if !passed {
+                failed.push(suite.name.as_str());
             }
         }
-        if !failed.is_empty() {
-            bail!("failed in a guest: {}", failed.join(", "));
-        }
+        ensure!(
+            failed.is_empty(),
+            "failed in a guest, in round {round}: {}",
+            failed.join(", ")
+        );
     }
     Ok(())
 }
 
-impl Suite {
-    fn name(&self) -> String {
-        self.target.map_or_else(
-            || self.package.to_owned(),
-            |target| format!("{}:{target}", self.package),
-        )
-    }
-}
-
-fn chosen(wish: &Wish) -> Result<Vec<&'static Suite>> {
-    let named = |suite: &Suite, name: &str| suite.name() == name || suite.package == name;
+/// The packages that have to be built.
+fn packages(wish: &Wish) -> Result<Vec<&'static str>> {
+    let named = |package: &str| {
+        let mut names = wish
+            .suites
+            .iter()
+            .map(|name| name.split(':').next().unwrap_or(name));
+        names.any(|name| name == package)
+    };
     for name in &wish.suites {
+        let package = name.split(':').next().unwrap_or(name);
         ensure!(
-            SUITES.iter().any(|suite| named(suite, name)),
-            "no suite of the VM tier is called `{name}`; there are: {}",
-            SUITES.iter().map(Suite::name).collect::<Vec<_>>().join(", ")
+            PACKAGES.iter().any(|(known, _)| *known == package),
+            "no package of the VM tier is called `{package}`; there are: {}",
+            PACKAGES
+                .iter()
+                .map(|(known, _)| *known)
+                .collect::<Vec<_>>()
+                .join(", ")
         );
     }
-    let wanted = |suite: &&Suite| {
+    let chosen = PACKAGES.iter().filter(|(package, every)| {
         if wish.suites.is_empty() {
-            suite.every || wish.all
+            *every || wish.all
         } else {
-            wish.suites.iter().any(|name| named(suite, name))
+            named(package)
         }
-    };
-    Ok(SUITES.iter().filter(wanted).collect())
+    });
+    Ok(chosen.map(|(package, _)| *package).collect())
 }
 
-/// What cargo built: the tests by package and target, and the programs that they run.
+/// Whether a suite of a chosen package shall run: `PACKAGE:TARGET` names one, `PACKAGE` all of them.
+fn wanted(wish: &Wish, suite: &str) -> bool {
+    let named = |name: &String| name == suite || suite.split(':').next() == Some(name);
+    !NEVER.contains(&suite) && (wish.suites.is_empty() || wish.suites.iter().any(named))
+}
+
+/// A test executable.
+#[derive(Debug, PartialEq, Eq)]
+struct Suite {
+    /// `PACKAGE:TARGET`.
+    name: String,
+    executable: PathBuf,
+    /// The package's.
+    folder: PathBuf,
+}
+
+/// What cargo built: the files of `tests`, and the programs that they run.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Built {
-    tests: BTreeMap<(String, String), (PathBuf, PathBuf)>,
+    suites: Vec<Suite>,
     programs: Vec<PathBuf>,
-}
-
-fn build(suites: &[&Suite]) -> Result<Built> {
-    let mut arguments = vec!["test", "--no-run", "--locked", "--quiet", "--message-format=json"];
-    for suite in suites {
-        arguments.extend(["--package", suite.package]);
-    }
-    Ok(built(&crate::sh::output("cargo", &arguments)?))
 }
 
 fn built(messages: &str) -> Built {
     let mut found = Built::default();
     for line in messages.lines() {
-        let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else {
+        let Ok(message) = serde_json::from_str::<Value>(line) else {
             continue;
         };
-        let Some(executable) = message["executable"].as_str() else {
+        let target = &message["target"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (executable, kind) = (text(&message["executable"]), text(&target["kind"][0]));
+        let folder = PathBuf::from(text(&message["manifest_path"]))
+            .parent()
+            .map(PathBuf::from);
+        let (false, Some(folder)) = (executable.is_empty(), folder) else {
             continue;
         };
-        let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
-        let (Some(folder), Some(name)) = (manifest.parent(), message["target"]["name"].as_str()) else {
-            continue;
-        };
-        let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
-        if message["profile"]["test"].as_bool() == Some(true) {
-            let key = (
-                folder.to_string_lossy().into_owned(),
-                if kind == "test" { name } else { "" }.to_owned(),
-            );
-            found.tests.insert(key, (executable.into(), folder.to_owned()));
-        } else {
-            found.programs.push(executable.into());
+        match kind.as_str() {
+            "test" => {
+                let name = format!(
+                    "{}:{}",
+                    package_of(&text(&message["package_id"])),
+                    text(&target["name"])
+                );
+                found.suites.push(Suite {
+                    name,
+                    executable: executable.into(),
+                    folder,
+                });
+            }
+            "bin" if message["profile"]["test"] == false => found.programs.push(executable.into()),
+            _ => {}
         }
     }
+    found.suites.sort_by(|a, b| a.name.cmp(&b.name));
     found.programs.sort();
-    found.programs.dedup();
     found
 }
 
-impl Built {
-    /// The test's executable and its package's folder.
-    fn test(&self, suite: &Suite) -> Result<&(PathBuf, PathBuf)> {
-        // A package is called as its folder, below `bin`, or as the folders of its path, joined by dashes.
-        let is_named = |folder: &str| {
-            let mut names = folder.rsplit('/');
-            let last = names.next().unwrap_or_default();
-            let above = names.next().unwrap_or_default();
-            suite.package == last || suite.package == format!("{above}-{last}")
-        };
-        self.tests
-            .iter()
-            .find(|((folder, target), _)| is_named(folder) && target == suite.target.unwrap_or_default())
-            .map(|(_, found)| found)
-            .with_context(|| format!("cargo built no test executable for {}", suite.name()))
+/// The package's name from its ID: `path+file:///w/bin/orlop-oci#0.1.0`, or `...#NAME@0.1.0` where the folder is called
+/// otherwise.
+fn package_of(id: &str) -> &str {
+    let (path, version) = id.rsplit_once('#').unwrap_or((id, ""));
+    match version.split_once('@') {
+        Some((name, _)) => name,
+        None => path.rsplit('/').next().unwrap_or(path),
     }
 }
 
 /// Runs a suite in a guest; whether it passed.
 fn in_guest(suite: &Suite, built: &Built) -> Result<bool> {
-    let (executable, folder) = built.test(suite)?;
     println!(
         "     Running in a guest {} ({})",
-        suite.name(),
-        executable.display()
+        suite.name,
+        suite.executable.display()
     );
     let script = std::env::current_dir()?.join("hack/vm");
     let mut command = Command::new(&script);
@@ -211,14 +211,18 @@ fn in_guest(suite: &Suite, built: &Built) -> Result<bool> {
         LIMIT_SECONDS,
     ]);
     // The same for every suite, so that one disk serves all.
-    for path in built.tests.values().map(|(path, _)| path).chain(&built.programs) {
+    for path in built
+        .suites
+        .iter()
+        .map(|suite| &suite.executable)
+        .chain(&built.programs)
+    {
         command.arg("--ship").arg(path);
     }
     let status = command
         .arg("--")
-        .arg(executable)
-        .args(suite.arguments)
-        .current_dir(folder)
+        .arg(&suite.executable)
+        .current_dir(&suite.folder)
         .status()
         .with_context(|| format!("failed to run `{}`", script.display()))?;
     Ok(status.success())
@@ -228,30 +232,38 @@ fn in_guest(suite: &Suite, built: &Built) -> Result<bool> {
 mod tests {
     use super::*;
 
-    const MESSAGES: &str = r#"{"reason":"compiler-artifact","manifest_path":"/w/oci-runtime/cgroups/Cargo.toml","target":{"kind":["test"],"name":"kernel"},"profile":{"test":true},"executable":"/w/target/debug/deps/kernel-1"}
-{"reason":"compiler-artifact","manifest_path":"/w/bin/orlop-oci/Cargo.toml","target":{"kind":["bin"],"name":"orlop-oci"},"profile":{"test":false},"executable":"/w/target/debug/orlop-oci"}
-{"reason":"compiler-artifact","manifest_path":"/w/bin/orlop-oci/Cargo.toml","target":{"kind":["test"],"name":"lifecycle"},"profile":{"test":true},"executable":"/w/target/debug/deps/lifecycle-2"}
+    const MESSAGES: &str = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/oci-runtime/cgroups#oci-runtime-cgroups@0.1.0","manifest_path":"/w/oci-runtime/cgroups/Cargo.toml","target":{"kind":["test"],"name":"kernel"},"profile":{"test":true},"executable":"/w/target/debug/deps/kernel-1"}
+{"reason":"compiler-artifact","package_id":"path+file:///w/bin/orlop-oci#0.1.0","manifest_path":"/w/bin/orlop-oci/Cargo.toml","target":{"kind":["bin"],"name":"orlop-oci"},"profile":{"test":false},"executable":"/w/target/debug/orlop-oci"}
+{"reason":"compiler-artifact","package_id":"path+file:///w/bin/orlop-oci#0.1.0","manifest_path":"/w/bin/orlop-oci/Cargo.toml","target":{"kind":["bin"],"name":"orlop-oci"},"profile":{"test":true},"executable":"/w/target/debug/deps/orlop_oci-3"}
+{"reason":"compiler-artifact","package_id":"path+file:///w/bin/orlop-oci#0.1.0","manifest_path":"/w/bin/orlop-oci/Cargo.toml","target":{"kind":["test"],"name":"lifecycle"},"profile":{"test":true},"executable":"/w/target/debug/deps/lifecycle-2"}
 {"reason":"compiler-artifact","manifest_path":"/w/x/Cargo.toml","target":{"kind":["lib"],"name":"x"},"profile":{"test":false},"executable":null}
 not JSON
 "#;
 
     #[test]
-    fn executables_are_found_by_package_and_target_and_run_in_their_folder() {
+    fn suites_are_what_cargo_built_of_tests_and_run_in_their_packages_folder() {
         let built = built(MESSAGES);
         assert_eq!(built.programs, [PathBuf::from("/w/target/debug/orlop-oci")]);
-        let find = |package, target| built.test(&suite(package, target)).cloned();
+        let suite = |name: &str, executable: &str, folder: &str| Suite {
+            name: name.to_owned(),
+            executable: executable.into(),
+            folder: folder.into(),
+        };
         assert_eq!(
-            find("oci-runtime-cgroups", Some("kernel")).unwrap(),
-            (
-                "/w/target/debug/deps/kernel-1".into(),
-                "/w/oci-runtime/cgroups".into()
-            )
+            built.suites,
+            [
+                suite(
+                    "oci-runtime-cgroups:kernel",
+                    "/w/target/debug/deps/kernel-1",
+                    "/w/oci-runtime/cgroups"
+                ),
+                suite(
+                    "orlop-oci:lifecycle",
+                    "/w/target/debug/deps/lifecycle-2",
+                    "/w/bin/orlop-oci"
+                ),
+            ]
         );
-        assert_eq!(
-            find("orlop-oci", Some("lifecycle")).unwrap().0,
-            PathBuf::from("/w/target/debug/deps/lifecycle-2")
-        );
-        assert!(find("orlop-oci", Some("kernel")).is_err());
     }
 
     #[test]
@@ -261,9 +273,12 @@ not JSON
             times: 1,
             suites: suites.iter().map(|s| (*s).to_owned()).collect(),
         };
-        assert_eq!(chosen(&wish(false, &["cri-shim:shim"])).unwrap().len(), 1);
-        assert_eq!(chosen(&wish(false, &["tests-harness"])).unwrap().len(), 2);
-        assert!(chosen(&wish(false, &["nothing"])).is_err());
-        assert!(chosen(&wish(true, &[])).unwrap().len() > chosen(&wish(false, &[])).unwrap().len());
+        let one = wish(false, &["cri-shim:shim"]);
+        assert_eq!(packages(&one).unwrap(), ["cri-shim"]);
+        assert!(wanted(&one, "cri-shim:shim") && !wanted(&one, "cri-shim:other"));
+        assert!(wanted(&wish(false, &["cri-shim"]), "cri-shim:shim"));
+        assert!(!wanted(&wish(true, &[]), "tests-e2e:up") && wanted(&wish(true, &[]), "tests-e2e:cri"));
+        assert!(packages(&wish(false, &["nothing"])).is_err());
+        assert!(packages(&wish(true, &[])).unwrap().len() > packages(&wish(false, &[])).unwrap().len());
     }
 }

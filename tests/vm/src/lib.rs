@@ -46,6 +46,6 @@ pub mod wire;
 
 pub use channel::{Finished, Script, Task};
 pub use disk::{Disk, FileSystem};
-pub use store::target;
+pub use store::{target, workspace};
 pub use switch::Switch;
 pub use vm::{Options, Times, Vm, boot_nodes};

@@ -39,7 +39,7 @@ pub(crate) struct RunFolder {
 const KEPT: &[(&str, usize)] = &[
     ("images", 2),
     ("initrds", 4),
-    ("jobs", 6),
+    ("jobs", 4),
     ("snapshots", 4),
     ("stripped", 200),
 ];
@@ -185,7 +185,8 @@ pub fn target() -> PathBuf {
 }
 
 /// The repository.
-pub(crate) fn workspace() -> PathBuf {
+#[must_use]
+pub fn workspace() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
