@@ -35,6 +35,11 @@ impl Testbed {
         &self.workspace
     }
 
+    /// The cache's folder.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The folder `name`, made by `build` if it isn't there. `build` fills a folder that becomes visible under its
     /// name only when it is complete; others who want the same wait for the first.
     pub fn ensure(&self, name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
