@@ -30,6 +30,7 @@ mod pod_init;
 mod poll;
 mod reap;
 mod requests;
+mod rest;
 mod shim;
 mod slab;
 mod stage;

@@ -17,6 +17,7 @@ use crate::log::{Gather, LogChange, Source};
 use crate::oom::Kills;
 use crate::poll::{Interest, Poll, Token, Watch};
 use crate::reap::{self, Ended, Orphans};
+use crate::rest::{GiveBack, Rest};
 use crate::slab::Slab;
 use crate::stage;
 use crate::stages::{Job, Stage};
@@ -24,8 +25,6 @@ use crate::stdio::Shared;
 
 /// The buffer that everything is read into.
 const SCRATCH_BYTES: usize = 16 << 10;
-/// How long after something happened memory is given back.
-const REST: Duration = Duration::from_millis(500);
 /// How long a forced shutdown waits for killed children.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
@@ -55,8 +54,7 @@ pub(crate) struct Shim {
     pub(crate) diary: Diary,
     ending: Option<Ending>,
     text: ProgramText,
-    /// When the text is to be released: some time after something happened.
-    rest: Option<Instant>,
+    rest: Rest,
 }
 
 impl Shim {
@@ -85,7 +83,7 @@ impl Shim {
             ending: None,
             // Without it the shim is larger, and works.
             text: ProgramText::find().unwrap_or_default(),
-            rest: None,
+            rest: Rest::default(),
             state_dir,
         })
     }
@@ -94,16 +92,19 @@ impl Shim {
     pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut ready = Vec::with_capacity(16);
         loop {
-            let rests = self.rests();
+            let give_back = self.rest.give_back(Instant::now());
             let most = self.next_wait();
-            if rests {
+            if give_back == GiveBack::All {
                 trim_heap();
+            }
+            if give_back != GiveBack::Nothing {
                 // Nothing between this and the wait that needs much of the program.
                 self.text.release();
             }
             self.poll.wait(most, &mut ready)?;
             if !ready.is_empty() {
-                self.rest.get_or_insert_with(|| Instant::now() + REST);
+                let output = |(token, _): &(Token, _)| matches!(token, Token::Output(..));
+                self.rest.heard(Instant::now(), ready.iter().all(output));
             }
             for (token, flags) in &ready {
                 self.handle(*token, *flags);
@@ -152,7 +153,11 @@ impl Shim {
         let attached = self.containers.iter().flat_map(|(_, c)| c.stdio.attached.iter());
         let attached = attached.filter_map(|(_, client)| client.until());
         let ending = self.ending.as_ref().map(|e| e.until);
-        let next = stages.chain(attached).chain(ending).chain(self.rest).min()?;
+        let next = stages
+            .chain(attached)
+            .chain(ending)
+            .chain(self.rest.next())
+            .min()?;
         // A moment more, so that it's over when the wait is.
         Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
     }
@@ -469,16 +474,6 @@ impl Shim {
     pub(crate) fn is_busy(&self) -> bool {
         let busy = |c: &Container| !matches!(c.phase, Phase::Exited { .. });
         self.containers.find(busy).is_some()
-    }
-
-    /// It's time to give memory back: a moment after something happened; not at every event, which would cost more
-    /// than it saves, nor only once it's quiet, which may never be.
-    fn rests(&mut self) -> bool {
-        let due = self.rest.is_some_and(|rest| Instant::now() >= rest);
-        if due {
-            self.rest = None;
-        }
-        due
     }
 }
 
