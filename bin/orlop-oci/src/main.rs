@@ -3,6 +3,8 @@
 //! containerd's and CRI-O's shims, conmon and people call it. Errors go to standard error and, in the format that
 //! containerd reads, to the file given with `--log`.
 
+#![cfg_attr(not(test), no_main)]
+
 mod args;
 mod commands;
 mod features;
@@ -10,8 +12,6 @@ mod log;
 mod protect;
 mod relay;
 mod spec;
-
-use std::process::ExitCode;
 
 use args::{Arguments, Usage};
 use log::{Level, Log};
@@ -21,12 +21,15 @@ use oci_runtime_container::Runtime;
 /// Where containers are kept when the caller doesn't say.
 const DEFAULT_ROOT: &str = "/run/orlop/oci";
 
-fn main() -> ExitCode {
+#[cfg(not(test))]
+oci_runtime_sys::entry!(main);
+
+fn main() -> u8 {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(error) => {
             Log::default().write(Level::Error, &error.to_string());
-            return ExitCode::from(1);
+            return 1;
         }
     };
     let log = Log {
@@ -34,10 +37,10 @@ fn main() -> ExitCode {
         json: arguments.value("log-format") == Some("json"),
     };
     match run(&arguments, &log) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             log.write(Level::Error, &chain(&error));
-            ExitCode::from(commands::exit_code(&arguments))
+            commands::exit_code(&arguments)
         }
     }
 }

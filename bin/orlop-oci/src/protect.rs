@@ -8,6 +8,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
@@ -35,10 +36,11 @@ pub(crate) fn ensure() -> io::Result<()> {
 }
 
 fn is_protected(own: &File) -> io::Result<bool> {
-    if open::magic(own.as_fd())? == open::OVERLAY_MAGIC {
-        return open::is_read_only(own.as_fd());
-    }
-    Ok(process::is_sealed(own.as_fd()))
+    Ok(match open::magic(own.as_fd())? {
+        open::OVERLAY_MAGIC => open::is_read_only(own.as_fd())?,
+        open::TMPFS_MAGIC => process::is_sealed(own.as_fd()),
+        _ => false,
+    })
 }
 
 /// The program's folder through an overlay of lower layers only, not attached anywhere.
@@ -55,14 +57,15 @@ fn overlay() -> io::Result<OwnedFd> {
     {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let overlay = FsContext::open("overlay")?;
+    // What is open on the way is closed by executing.
+    let overlay = ManuallyDrop::new(FsContext::open("overlay")?);
     overlay.string("source", "orlop-oci")?;
     // An overlay without an upper layer wants two lower ones. The second is any other that every host has: names are
     // found in the first, and nobody ever sees this mount's folder.
     overlay.string("lowerdir", &format!("{}:/sys", folder.display()))?;
     overlay.create()?;
     const RDONLY_NODEV_NOSUID: u64 = 1 | 2 | 4;
-    let root = overlay.mount(RDONLY_NODEV_NOSUID)?;
+    let root = ManuallyDrop::new(overlay.mount(RDONLY_NODEV_NOSUID)?);
     const O_RDONLY: i32 = 0;
     open::openat2(root.as_fd(), Path::new(name), O_RDONLY, 0, open::RESOLVE_BENEATH)
 }

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use crate::hierarchy::Version;
@@ -77,6 +77,12 @@ impl AttachFds {
             }
         }
         Ok(())
+    }
+
+    /// The descriptors, for whoever closes them with others.
+    #[must_use]
+    pub fn into_fds(self) -> Vec<OwnedFd> {
+        self.targets.into_iter().map(|t| t.file.into()).collect()
     }
 
     /// The descriptors, for a child that keeps some open while it closes the rest.

@@ -33,7 +33,7 @@ pub(crate) fn read(path: &Path) -> Result<String, CgroupError> {
 /// No interface file is larger than a few pages, but for the pids of a huge cgroup.
 fn read_once(path: &Path) -> io::Result<String> {
     const MOST: u64 = 64 << 20;
-    let bytes = oci_runtime_sys::open::read(path, 4096, MOST)?;
+    let bytes = oci_runtime_sys::open::read_lines(path, 4096, MOST)?;
     String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 

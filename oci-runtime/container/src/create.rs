@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use oci_runtime_cgroups::{Cgroup, CgroupDriver};
 use oci_runtime_sys::clone::{self, Forked};
-use oci_runtime_sys::{caps, open, process};
+use oci_runtime_sys::{caps, open, process, stage};
 use oci_spec::runtime::Spec;
 
 use crate::context::Context as _;
@@ -239,7 +239,14 @@ fn fork_init(
                 init::run(arguments, child)
             }
             Forked::Parent(pid) => {
-                drop((arguments, child));
+                let InitArguments {
+                    cgroup, start, lock, ..
+                } = arguments;
+                let mut ours = cgroup.into_fds();
+                ours.push(start.into());
+                ours.extend(lock.map(OwnedFd::from));
+                stage::close_together(ours);
+                drop(child);
                 Ok(pid)
             }
         }

@@ -31,7 +31,7 @@ pub(crate) fn lives(pid: i32, start: u64) -> bool {
 fn stat(pid: i32) -> Option<(char, u64)> {
     let path = format!("/proc/{pid}/stat");
     // A line of some 300 bytes.
-    let line = open::read(Path::new(&path), 1024, 4096).ok()?;
+    let line = open::read_lines(Path::new(&path), 4096, 4096).ok()?;
     parse_stat(&String::from_utf8_lossy(&line))
 }
 

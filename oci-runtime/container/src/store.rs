@@ -26,7 +26,7 @@ const LOCK: &str = "init.lock";
 const START: &str = "start.sock";
 const FILTER: &str = "seccomp.bpf";
 /// A record is a few KiB; with a huge environment a few hundred.
-const MAX_RECORD: u64 = 16 << 20;
+const MAX_RECORD: usize = 16 << 20;
 /// Most records and filters are smaller.
 const ROOM: usize = 8 << 10;
 
@@ -94,7 +94,7 @@ impl Folder {
 
     pub(crate) fn read(&self) -> Result<Record, StoreError> {
         let path = self.path.join(RECORD);
-        let bytes = match open::read(&path, ROOM, MAX_RECORD) {
+        let bytes = match open::read_stored(&path, ROOM, MAX_RECORD) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(StoreError::NotFound { id: self.id.clone() });
             }
@@ -150,7 +150,7 @@ impl Folder {
 
     pub(crate) fn read_filter(&self) -> Result<Filter, StoreError> {
         let path = self.path.join(FILTER);
-        let bytes = open::read(&path, ROOM, 1 << 20).map_err(StoreError::io("read", &path))?;
+        let bytes = open::read_stored(&path, ROOM, 1 << 20).map_err(StoreError::io("read", &path))?;
         match bytes.split_first_chunk::<4>() {
             Some((flags, program)) if !program.is_empty() && program.len().is_multiple_of(8) => Ok(Filter {
                 flags: u32::from_le_bytes(*flags),

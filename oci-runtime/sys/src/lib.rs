@@ -9,6 +9,7 @@
 pub mod bpf;
 pub mod caps;
 pub mod clone;
+pub mod entry;
 pub mod footprint;
 pub mod in_root;
 pub mod mount;

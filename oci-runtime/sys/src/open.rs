@@ -18,6 +18,8 @@ pub const PROC_MAGIC: i64 = 0x9fa0;
 pub const DEVPTS_MAGIC: i64 = 0x1cd1;
 /// overlayfs.
 pub const OVERLAY_MAGIC: i64 = 0x794c_7630;
+/// A tmpfs, and memory files.
+pub const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// A namespace's file.
 pub const NSFS_MAGIC: i64 = 0x6e73_6673;
 
@@ -71,6 +73,52 @@ pub fn read(path: &Path, room: usize, most: u64) -> io::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut bytes = Vec::with_capacity(room);
     std::fs::File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same for a file on a disk or in a tmpfs, where a read that brings less than was asked for is the last: of a file
+/// that fits, one read takes all. Files of procfs and cgroups may bring less before their end.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_stored(path: &Path, room: usize, most: usize) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut file = std::fs::File::open(path)?;
+    let (mut bytes, mut length) = (vec![0; room.clamp(1, most)], 0);
+    loop {
+        match file.read(&mut bytes[length..]) {
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        if length < bytes.len() || length == most {
+            bytes.truncate(length);
+            return Ok(bytes);
+        }
+        bytes.resize((length * 2).min(most), 0);
+    }
+}
+
+/// The same for a file that the kernel makes of short lines, such as those of cgroups: a read brings as many as fit, so
+/// one that leaves room for another two kilobytes has brought the last.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_lines(path: &Path, room: usize, most: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    const LONGEST: usize = 2048;
+    let mut file = std::fs::File::open(path)?.take(most);
+    let mut bytes = vec![0; room];
+    let read = loop {
+        match file.read(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    bytes.truncate(read);
+    if read + LONGEST > room {
+        file.read_to_end(&mut bytes)?;
+    }
     Ok(bytes)
 }
 

@@ -6,7 +6,7 @@
 //! reach its end of file. So all but the named ones are closed before any work.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{IntoRawFd as _, OwnedFd, RawFd};
 
 /// Forks a child that keeps `keep` and standard input, output and error, closes every other descriptor, has no signal blocked,
 /// and ends with what `run` returns as its exit code. Returns the child's process ID.
@@ -71,8 +71,25 @@ pub fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
     close_range(next, u32::MAX)
 }
 
+/// Closes descriptors, those with consecutive numbers in one call.
+pub fn close_together(fds: Vec<OwnedFd>) {
+    // Numbers of descriptors are not negative.
+    let mut numbers: Vec<u32> = fds
+        .into_iter()
+        .map(|fd| fd.into_raw_fd().cast_unsigned())
+        .collect();
+    numbers.sort_unstable();
+    for run in numbers.chunk_by(|a, b| a + 1 == *b) {
+        if let [first, .., last] | [first @ last] = run {
+            // Fails for no descriptor that is open.
+            let _ = close_range(*first, *last);
+        }
+    }
+}
+
 fn close_range(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: takes plain numbers; what it closes is, by this module's contract, used by nobody in this process.
+    // SAFETY: takes plain numbers; what it closes is the caller's to close: used by nobody else in this process, by this
+    // module's contract or because it was owned.
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -272,7 +272,11 @@ fn set_credentials(who: &Credentials) -> Result<(), StepError> {
     let have = caps::read().to(|| "read capabilities")?;
     let plan = who.capabilities;
     caps::drop_bounding(!plan.bounding).to(|| "drop capabilities from the bounding set")?;
-    process::set_keep_caps(true).to(|| "keep capabilities over the change of user")?;
+    // They are lost only by who ceases to be root.
+    let keeps = who.uid != 0;
+    if keeps {
+        process::set_keep_caps(true).to(|| "keep capabilities over the change of user")?;
+    }
     if let Some(mask) = who.umask {
         nix::sys::stat::umask(Mode::from_bits_truncate(mask));
     } else {
@@ -286,7 +290,9 @@ fn set_credentials(who: &Credentials) -> Result<(), StepError> {
     let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
     unistd::setresgid(gid, gid, gid).to(|| format!("become group {gid}"))?;
     unistd::setresuid(uid, uid, uid).to(|| format!("become user {uid}"))?;
-    process::set_keep_caps(false).to(|| "no longer keep capabilities")?;
+    if keeps {
+        process::set_keep_caps(false).to(|| "no longer keep capabilities")?;
+    }
     // What this process may not have itself it can't give: the container gets the rest.
     let permitted = plan.permitted & have.permitted;
     let inheritable = plan.inheritable & (have.permitted | have.inheritable) & plan.bounding;
