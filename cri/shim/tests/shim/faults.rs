@@ -260,6 +260,25 @@ fn a_shim_with_one_container_is_small() {
 }
 
 #[test]
+fn a_shim_is_small_while_its_container_logs() {
+    let mut pod = Pod::new(builtin());
+    pod.run("c1", "while :; do echo line; sleep 0.1; done");
+    eventually("it has logged for a while", || {
+        pod.lines("c1", "stdout").len() > 20
+    });
+    let mut looks: Vec<u64> = (0..21)
+        .map(|_| {
+            // Not in step with the lines.
+            std::thread::sleep(Duration::from_millis(73));
+            pod.memory_kib("Pss:")
+        })
+        .collect();
+    looks.sort_unstable();
+    println!("PSS of a shim whose container logs: {looks:?} KiB");
+    assert!(looks[10] <= 400, "{looks:?}");
+}
+
+#[test]
 fn twenty_shims_are_small_together() {
     let mut pods: Vec<Pod> = (0..20).map(|_| Pod::new(builtin())).collect();
     for pod in &mut pods {
