@@ -42,6 +42,8 @@ pub struct Config {
     pub cni: CniSettings,
     /// Images.
     pub images: ImageSettings,
+    /// Plugins of the Node Resource Interface.
+    pub nri: NriSettings,
     /// What containers get when nobody says otherwise.
     pub containers: ContainerDefaults,
 }
@@ -61,6 +63,7 @@ impl Default for Config {
             streaming: StreamingConfig::default(),
             cni: CniSettings::default(),
             images: ImageSettings::default(),
+            nri: NriSettings::default(),
             containers: ContainerDefaults::default(),
         }
     }
@@ -252,6 +255,37 @@ impl Default for ImageSettings {
     }
 }
 
+/// Plugins of the Node Resource Interface.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NriSettings {
+    /// Whether plugins are served at all.
+    pub enabled: bool,
+    /// Where they connect.
+    pub socket: PathBuf,
+    /// Executables that are started as plugins.
+    pub plugin_dir: PathBuf,
+    /// Configurations of those that are started.
+    pub plugin_config_dir: PathBuf,
+    /// How long a plugin may take to register, and then to take in what there is, in seconds.
+    pub registration_timeout_seconds: u64,
+    /// How long it may take for any other request, in seconds.
+    pub request_timeout_seconds: u64,
+}
+
+impl Default for NriSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            socket: "/var/run/nri/nri.sock".into(),
+            plugin_dir: "/opt/nri/plugins".into(),
+            plugin_config_dir: "/etc/nri/conf.d".into(),
+            registration_timeout_seconds: 5,
+            request_timeout_seconds: 2,
+        }
+    }
+}
+
 /// What containers get when nobody says otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -366,12 +400,15 @@ impl Config {
     /// # Errors
     /// The first mistake, naming the key.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let absolute: [(&str, &Path); 5] = [
+        let absolute: [(&str, &Path); 8] = [
             ("root", &self.root),
             ("state", &self.state),
             ("socket", &self.socket),
             ("cni.conf_dir", &self.cni.conf_dir),
             ("cni.cache_dir", &self.cni.cache_dir),
+            ("nri.socket", &self.nri.socket),
+            ("nri.plugin_dir", &self.nri.plugin_dir),
+            ("nri.plugin_config_dir", &self.nri.plugin_config_dir),
         ];
         for (key, path) in absolute {
             if !path.is_absolute() {
@@ -404,6 +441,11 @@ impl Config {
         check_positive("cni.timeout_seconds", self.cni.timeout_seconds)?;
         check_positive("drain_seconds", self.drain_seconds)?;
         check_positive(
+            "nri.registration_timeout_seconds",
+            self.nri.registration_timeout_seconds,
+        )?;
+        check_positive("nri.request_timeout_seconds", self.nri.request_timeout_seconds)?;
+        check_positive(
             "images.max_parallel_layers",
             self.images.max_parallel_layers as u64,
         )?;
@@ -434,6 +476,7 @@ impl Config {
         kept(new.streaming == self.streaming, "streaming");
         kept(new.cni == self.cni, "cni");
         kept(new.images == self.images, "images");
+        kept(new.nri == self.nri, "nri");
         (next, stay)
     }
 }

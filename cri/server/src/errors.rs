@@ -5,12 +5,12 @@
 //! | InvalidArgument | the request makes no sense |
 //! | NotFound | what it names isn't there |
 //! | AlreadyExists | the name is taken |
-//! | FailedPrecondition | it is there, but not in the state that this needs |
+//! | FailedPrecondition | it is there, but not in the state that this needs; or an NRI plugin refuses it |
 //! | DeadlineExceeded | it took longer than the caller allows, or than a shim or a killed process may take |
 //! | ResourceExhausted | the disk or a table is full |
 //! | PermissionDenied | a registry wants other credentials |
 //! | DataLoss | a registry sent something else than it promised |
-//! | Unavailable | a registry, network or shim can't be reached; trying again may help |
+//! | Unavailable | a registry, network, shim or NRI plugin can't be reached; trying again may help |
 //! | Unimplemented | Orlop doesn't do that |
 //! | Internal | the kernel, the disk, or Orlop itself |
 
@@ -19,11 +19,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cri_images::{OverlayError, PullError, PullErrorKind, RemoveError, SnapshotError};
+use cri_nri::NriError;
 use cri_shim_protocol::ErrorKind;
 use oci_runtime_cgroups::CgroupError;
 use tonic::{Code, Status};
 
 use crate::network::PodNetworkError;
+use crate::nri::AdjustError;
 use crate::shim::ShimCallError;
 use crate::spec::{DeviceError, SourceError, SpecError, UserError};
 use crate::store::{RecordError, StoreError};
@@ -100,6 +102,12 @@ pub enum CallError {
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A plugin.
+    #[error(transparent)]
+    Nri(#[from] NriError),
+    /// What plugins want.
+    #[error(transparent)]
+    Adjust(#[from] AdjustError),
     /// Too many streams wait for their clients.
     #[error(transparent)]
     Token(#[from] cri_streaming::TokenError),
@@ -181,6 +189,8 @@ impl CallError {
             Self::Source(SourceError::SubPath { .. }) => Code::NotFound,
             Self::Source(_) | Self::Device(_) => Code::InvalidArgument,
             Self::Token(_) => Code::ResourceExhausted,
+            Self::Nri(NriError::Failed { .. } | NriError::Validator { .. }) => Code::Unavailable,
+            Self::Nri(_) | Self::Adjust(_) => Code::FailedPrecondition,
             Self::File { source, .. } => full_or(
                 matches!(
                     source.kind(),

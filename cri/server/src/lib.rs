@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod memory;
 pub mod network;
 pub mod node;
+pub mod nri;
 pub mod own_cgroup;
 pub mod paths;
 pub mod recovery;

@@ -18,6 +18,7 @@ use crate::errors::CallError;
 use crate::events::{self, Events};
 use crate::lifecycle::{KillPoint, Side, Step};
 use crate::network::PodNetwork;
+use crate::nri;
 use crate::paths::Paths;
 use crate::shim::OciRuntime;
 use crate::spec::HostFacts;
@@ -50,6 +51,8 @@ pub struct Node {
     pub kill: KillPoint,
     /// The streaming server, once it listens.
     pub streams: OnceLock<Arc<StreamServer>>,
+    /// Plugins, once they are served.
+    pub(crate) nri: OnceLock<nri::Link>,
     /// CPU readings, for rates.
     pub cpu: CpuSamples,
     /// Numbers execs.
@@ -99,6 +102,7 @@ impl Node {
             boot_id: parts.boot_id,
             kill: parts.kill,
             streams: OnceLock::new(),
+            nri: OnceLock::new(),
             cpu: CpuSamples::default(),
             execs: AtomicU64::new(first_exec),
             calls: AtomicU64::new(0),

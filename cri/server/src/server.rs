@@ -78,6 +78,9 @@ pub enum ServeError {
     /// The gRPC server.
     #[error("the gRPC server failed")]
     Grpc(#[source] tonic::transport::Error),
+    /// Plugins.
+    #[error(transparent)]
+    Nri(#[from] cri_nri::StartError),
     /// A task was lost.
     #[error("a task that starts the daemon was lost")]
     Lost,
@@ -132,6 +135,8 @@ pub async fn serve(
     tokio::spawn(node.clone().hear(heard));
     let streams = start_streaming(&node).await?;
     node.recover(torn).await;
+    // Before anybody can ask for a pod that plugins should have a say in.
+    Box::pin(node.begin_nri()).await?;
     tokio::spawn(give_back(node.clone()));
     tokio::spawn(verify_images(node.clone()));
     tokio::spawn(take_reloads(node.clone(), environment.reloads));
@@ -145,6 +150,7 @@ pub async fn serve(
     );
     (environment.ready)();
     let result = run(&node, listener, shutdown).await;
+    node.end_nri().await;
     // Not removed before a successor could have bound it: it would take the successor's away.
     if result.is_ok() {
         let _ = fs::remove_file(&socket);

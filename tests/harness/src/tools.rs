@@ -66,6 +66,14 @@ fn built_cri_tools() -> Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
+/// The repository.
+///
+/// # Errors
+/// This isn't run in it.
+pub fn workspace() -> Result<PathBuf> {
+    Ok(bed()?.workspace().to_owned())
+}
+
 /// Folders that a node needs of the machine: the repository, what is built from it, and where temporary files go.
 pub(crate) fn folders() -> Result<Vec<PathBuf>> {
     let workspace = bed()?.workspace().to_owned();

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use cri_api::ContainerId;
 use cri_api::v1::{self, ContainerConfig, ContainerEventType, NamespaceMode};
 use cri_images::{IdMapping, Image, SnapshotOptions, mount_overlay};
+use cri_nri::v1alpha1::Event;
 use cri_shim_protocol::{Create, NamespaceKind, Runtime};
+use oci_spec::runtime::Spec;
 
 use super::plan;
 use super::volumes;
@@ -234,7 +236,10 @@ impl Node {
         let user = self
             .step(entry, Step::ContainerBundle, async {
                 let bundle = self.bundle(sandbox, container, &plan, images);
-                blocking(move || bundle.write()).await
+                if self.plugins_listen(container).await {
+                    return Box::pin(self.write_adjusted(sandbox, container, bundle)).await;
+                }
+                blocking(move || bundle.make().and_then(|(spec, user)| bundle.write(&spec, user))).await
             })
             .await?;
         // Its end, however soon, is heard only after it is recorded as created.
@@ -263,6 +268,7 @@ impl Node {
         // Unsettled, it would be undone at the next start although its caller was told of it.
         entry.settle(Operation::Create)?;
         self.announce(id, ContainerEventType::ContainerCreatedEvent, sandbox);
+        self.plugins_hear(container, Event::PostCreateContainer).await;
         Ok(())
     }
 
@@ -329,6 +335,19 @@ impl Node {
         }
     }
 
+    /// Writes the bundle as plugins want it.
+    async fn write_adjusted(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        container: &Container,
+        bundle: Bundle,
+    ) -> Result<ResolvedUser, CallError> {
+        let made = blocking(move || bundle.make().map(|(spec, user)| (bundle, spec, user)));
+        let (bundle, spec, user) = made.await?;
+        let spec = Box::pin(self.plugins_create(sandbox, container, spec)).await?;
+        blocking(move || bundle.write(&spec, user)).await
+    }
+
     async fn create_init(
         &self,
         sandbox: &Sandbox,
@@ -372,7 +391,8 @@ struct Bundle {
 }
 
 impl Bundle {
-    fn write(self) -> Result<ResolvedUser, CallError> {
+    /// The specification as the CRI wants it.
+    fn make(&self) -> Result<(Spec, ResolvedUser), CallError> {
         let config = &self.plan.config;
         let image = &self.plan.image.config;
         let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
@@ -401,9 +421,12 @@ impl Bundle {
             defaults: &self.plan.defaults,
             host: &self.host,
         };
-        let spec = spec::container_spec(&input)?;
+        Ok((spec::container_spec(&input)?, user))
+    }
+
+    fn write(&self, spec: &Spec, user: ResolvedUser) -> Result<ResolvedUser, CallError> {
         let path = self.folder.join("config.json");
-        let bytes = serde_json::to_vec(&spec)
+        let bytes = serde_json::to_vec(spec)
             .map_err(std::io::Error::from)
             .map_err(CallError::file("encode", &path))?;
         crate::store::record::write_private(&path, &bytes).map_err(CallError::file("write", &path))?;

@@ -30,6 +30,7 @@ impl Node {
         let entry = &container.entry;
         self.step(entry, Step::ContainerRemove, self.kill_container(container))
             .await?;
+        self.plugins_removed(container).await;
         self.step(entry, Step::ContainerDelete, self.delete_from_runtime(container))
             .await?;
         self.step(entry, Step::ContainerUnmount, async {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cri_api::v1::ContainerEventType;
+use cri_nri::v1alpha1::Event;
 use cri_shim_protocol::ErrorKind;
 
 use super::{Operation, Step};
@@ -36,7 +37,15 @@ impl Node {
             return Err(CallError::State(text));
         };
         let shim = self.shim_of(container)?;
-        let _starting = container.starting.lock().await;
+        let told = match self.plugins_start(container).await {
+            Ok(told) => told,
+            Err(error) => {
+                let _ = shim.kill(container.id.as_str(), SIGKILL, false).await;
+                self.record_start_error(container, &error);
+                return Err(error);
+            }
+        };
+        let starting = container.starting.lock().await;
         let started_at = self.clock.now();
         let started = self
             .step(&container.entry, Step::ContainerStart, async {
@@ -62,6 +71,10 @@ impl Node {
             log_record(container.entry.settle(Operation::Start));
         }
         self.announce_container(container, ContainerEventType::ContainerStartedEvent);
+        drop(starting);
+        if told.is_some() {
+            self.plugins_hear(container, Event::PostStartContainer).await;
+        }
         Ok(())
     }
 
@@ -108,6 +121,7 @@ impl Node {
         });
         if news {
             self.announce_container(container, ContainerEventType::ContainerStoppedEvent);
+            self.plugins_hear_end(container);
         }
     }
 
@@ -140,7 +154,9 @@ impl Node {
                 let _ = tokio::time::timeout(grace, container.exited()).await;
             }
         }
-        self.kill_container(container).await
+        self.kill_container(container).await?;
+        self.plugins_stopped(container).await;
+        Ok(())
     }
 
     /// Kills a container that hasn't exited, be it running or waiting for its start, and waits for its end.

@@ -90,6 +90,7 @@ impl Node {
             let container_id = &container.id;
             tracing::info!(%container_id, code = exit.code, oom_killed = exit.oom_killed, "container exited");
             self.announce_container(container, ContainerEventType::ContainerStoppedEvent);
+            self.plugins_hear_end(container);
         }
     }
 
@@ -166,6 +167,7 @@ impl Node {
         });
         if news {
             self.announce_container(container, ContainerEventType::ContainerStoppedEvent);
+            self.plugins_hear_end(container);
         }
         killed
     }

@@ -110,6 +110,7 @@ impl Node {
                 .step(entry, Step::SandboxNetwork, self.attach(sandbox, plan))
                 .await?;
         }
+        self.plugins_run(sandbox, &ips).await?;
         self.quick_step(entry, Step::SandboxReady, || {
             entry.update(|r| {
                 r.ips = ips;

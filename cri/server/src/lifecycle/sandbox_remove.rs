@@ -70,6 +70,7 @@ impl Node {
             // Killed in here, the sandbox is found stopped or half-stopped, and whoever removes it asks again.
             self.release(sandbox).await?;
         }
+        self.plugins_remove(sandbox).await;
         self.step(entry, Step::SandboxDropFiles, async {
             let traces = self.runtime.remove_traces(&sandbox.id).await;
             traces.map_err(CallError::shim("remove the shim's traces"))?;
@@ -92,6 +93,7 @@ impl Node {
         let entry = &sandbox.entry;
         self.step(entry, Step::SandboxStopContainers, self.kill_containers(sandbox))
             .await?;
+        self.plugins_stop(sandbox).await;
         // From here on it can't be used, even if it can't be stopped wholly.
         entry.note(|r| {
             if r.phase == SandboxPhase::Ready {
@@ -113,6 +115,7 @@ impl Node {
         let kill = |container: Arc<Container>| async move {
             // Killed first: whoever holds its gate may be waiting for it.
             self.kill_container(&container).await?;
+            self.plugins_stopped(&container).await;
             let _alone = container.gate.lock().await;
             // The shim ends next; nobody could ask it for this later.
             self.delete_from_runtime(&container).await

@@ -2,14 +2,19 @@
 
 use std::sync::Arc;
 
-use cri_api::v1::*;
+use cri_api::v1::{
+    LinuxContainerResources, UpdateContainerResourcesRequest, UpdateContainerResourcesResponse,
+    UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
+};
+use cri_nri::v1alpha1::Event;
 use oci_runtime_cgroups::Cgroup;
+use oci_spec::runtime::LinuxResources;
 
 use crate::errors::CallError;
 use crate::lifecycle::{phase_name, pod_limits};
 use crate::node::{Node, blocking, detached};
 use crate::spec::linux_resources;
-use crate::store::{CgroupParent, ContainerPhase, PodLimits, SandboxPhase};
+use crate::store::{CgroupParent, Container, ContainerPhase, ContainerRecord, PodLimits, SandboxPhase};
 
 pub(super) async fn container(
     node: Arc<Node>,
@@ -32,25 +37,42 @@ pub(super) async fn container(
         let state = phase_name(&phase);
         return Err(CallError::State(format!("container {} is {state}", container.id)));
     }
-    let resources = linux_resources(&asked, &node.host)?;
-    let json = serde_json::to_string(&resources)
-        .map_err(std::io::Error::from)
-        .map_err(CallError::file("encode", "the resources".as_ref()))?;
     detached(async move {
-        node.shim_of(&container)?
-            .update(container.id.as_str(), json)
-            .await
-            .map_err(CallError::shim("update the container's resources"))?;
-        container.entry.update(|r| {
-            let mut config = (*r.config).clone();
-            let linux = config.linux.get_or_insert_default();
-            let now = linux.resources.get_or_insert_default();
-            overlay(now, &asked);
-            r.config = Arc::new(config);
-        })?;
+        let (resources, asked) = Box::pin(node.plugins_update(&container, asked)).await?;
+        node.set_limits(&container, &resources, &asked).await?;
+        node.plugins_hear(&container, Event::PostUpdateContainer).await;
         Ok(UpdateContainerResourcesResponse {})
     })
     .await
+}
+
+impl Node {
+    /// Sets limits of a container that runs or waits for its start, and remembers what of them the CRI can say.
+    pub(crate) async fn set_limits(
+        &self,
+        container: &Container,
+        resources: &LinuxResources,
+        asked: &LinuxContainerResources,
+    ) -> Result<(), CallError> {
+        let json = serde_json::to_string(resources)
+            .map_err(std::io::Error::from)
+            .map_err(CallError::file("encode", "the resources".as_ref()))?;
+        self.shim_of(container)?
+            .update(container.id.as_str(), json)
+            .await
+            .map_err(CallError::shim("update the container's resources"))?;
+        Ok(container.entry.update(|record| record.overlay_limits(asked))?)
+    }
+}
+
+impl ContainerRecord {
+    /// Takes over what is set.
+    pub(crate) fn overlay_limits(&mut self, asked: &LinuxContainerResources) {
+        let mut config = (*self.config).clone();
+        let linux = config.linux.get_or_insert_default();
+        overlay(linux.resources.get_or_insert_default(), asked);
+        self.config = Arc::new(config);
+    }
 }
 
 /// Takes over what is set.
@@ -99,12 +121,14 @@ pub(super) async fn sandbox(
         .map(|limits| linux_resources(&limits, &node.host))
         .transpose()?;
     detached(async move {
+        node.plugins_update_pod(&sandbox, &limits).await?;
         if let (CgroupParent::Ours(path), Some(resources)) =
             (sandbox.record().cgroup_parent.clone(), resources)
         {
             blocking(move || Ok(Cgroup::named(&path)?.apply(&resources)?)).await?;
         }
         sandbox.entry.update(|r| r.limits = limits)?;
+        node.plugins_updated_pod(&sandbox).await;
         Ok(UpdatePodSandboxResourcesResponse {})
     })
     .await

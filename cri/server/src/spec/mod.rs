@@ -37,12 +37,13 @@ pub use devices::{DeviceError, DeviceNode, ResolvedDevice, resolve_devices};
 pub use error::SpecError;
 pub use host::{HostError, HostFacts};
 pub use input::{ImageVolume, NamespacePaths, SandboxFiles, SpecDefaults, SpecInput, UnsetSeccomp};
+pub(crate) use mounts::destination;
 pub use namespaces::pid_mode;
 pub use process::{container_args, exec_process};
 pub use resources::linux_resources;
 pub use security::{SeccompSource, seccomp_source};
 pub use signal::stop_signal;
-pub use sources::{MountSource, Peering, SourceError, resolve_in_image};
+pub use sources::{MountSource, Peering, SourceError, peering_of, resolve_in_image};
 pub use user::{ResolvedUser, UserError, resolve_user};
 
 /// The version of the OCI runtime specification that our `config.json` follows.

@@ -74,7 +74,7 @@ pub(super) fn rootfs_propagation(container: &v1::ContainerConfig) -> Option<&'st
 }
 
 /// An absolute path without `.`, `..` and doubled slashes; `..` is resolved on the text, as the root is its own parent.
-fn destination(path: &str) -> Result<PathBuf, SpecError> {
+pub(crate) fn destination(path: &str) -> Result<PathBuf, SpecError> {
     if !path.starts_with('/') || path.contains('\0') {
         return Err(SpecError::MountDestination {
             path: path.replace('\0', "\\0"),
@@ -292,10 +292,14 @@ fn propagation(asked: &v1::Mount, source: &MountSource) -> Result<&'static str, 
     }
 }
 
-/// `ro`, `rro` or `rw`. An image is always read-only: its layers are everybody's.
+/// `ro`, `rro` or `rw`. An image is always read-only, as its layers are everybody's: the kubelet says so each time, and
+/// who wants something else isn't given less than that silently.
 fn access(input: &SpecInput<'_>, asked: &v1::Mount, image: bool) -> Result<&'static str, String> {
+    if image && !asked.readonly {
+        return Err("an image can only be mounted read-only: set `readonly`".to_owned());
+    }
     if !asked.recursive_read_only {
-        return Ok(if asked.readonly || image { "ro" } else { "rw" });
+        return Ok(if asked.readonly { "ro" } else { "rw" });
     }
     if !asked.readonly {
         return Err("`recursive_read_only` needs `readonly`".to_owned());

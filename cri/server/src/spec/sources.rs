@@ -110,6 +110,19 @@ impl MountSource {
     }
 }
 
+/// How the host's mount that holds a path propagates. Blocking.
+///
+/// # Errors
+/// The path doesn't exist, or the table of mounts can't be read.
+pub fn peering_of(path: &Path) -> Result<Peering, SourceError> {
+    let real = fs::canonicalize(path).map_err(|source| SourceError::Resolve {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(SourceError::MountInfo)?;
+    Ok(peering(&mounts, &real))
+}
+
 /// The propagation of the mount that holds `path`: the last one listed among those with the longest mount point.
 fn peering(mountinfo: &str, path: &Path) -> Peering {
     let mut best: Option<(usize, Peering)> = None;

@@ -753,6 +753,7 @@ fn image_mounts_are_read_only_with_their_options() {
     });
     let mount = v1::Mount {
         image,
+        readonly: true,
         mount_options: texts(&["noexec", "ro"]),
         ..volume("", "/a")
     };
@@ -760,9 +761,14 @@ fn image_mounts_are_read_only_with_their_options() {
     assert_eq!(options(&case.spec(), "/a"), ["rbind", "rprivate", "ro", "noexec"]);
     case.container.mounts[0] = v1::Mount {
         mount_options: texts(&["rw"]),
-        ..mount
+        ..mount.clone()
     };
     assert!(case.error().contains("`rw` contradicts a read-only mount"));
+    case.container.mounts[0] = v1::Mount {
+        readonly: false,
+        ..mount
+    };
+    assert!(case.error().contains("only be mounted read-only"));
 }
 
 #[test]

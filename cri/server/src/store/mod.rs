@@ -22,6 +22,7 @@ pub use record::{
 };
 
 use crate::lifecycle::Step;
+use crate::nri::Told;
 use crate::shim::Shim;
 use sync::Syncer;
 
@@ -79,6 +80,8 @@ pub struct Sandbox {
     pub entry: Entry<SandboxRecord>,
     /// Making a container in it takes this for reading; stopping, removing, undoing and taking it up, for writing.
     pub gate: tokio::sync::RwLock<()>,
+    /// What NRI plugins were told of it.
+    pub told: Told,
     shim: Mutex<ShimLink>,
 }
 
@@ -133,6 +136,8 @@ pub struct Container {
     pub starting: Arc<tokio::sync::Mutex<()>>,
     /// How exec'd processes are to be made: the OCI process of the container, read once.
     pub process: tokio::sync::OnceCell<Arc<oci_spec::runtime::Process>>,
+    /// What NRI plugins were told of it.
+    pub told: Told,
 }
 
 impl Container {
@@ -220,6 +225,7 @@ impl Store {
     fn sandbox(&self, record: SandboxRecord, step: Option<Step>) -> Arc<Sandbox> {
         Arc::new(Sandbox {
             id: record.id.clone(),
+            told: Told::default(),
             gate: tokio::sync::RwLock::default(),
             shim: Mutex::default(),
             entry: Entry::new(
@@ -238,6 +244,7 @@ impl Store {
             gate: tokio::sync::Mutex::default(),
             starting: Arc::default(),
             process: tokio::sync::OnceCell::new(),
+            told: Told::default(),
             entry: Entry::new(
                 self.containers_dir.join(record.id.as_str()),
                 record,

@@ -4,7 +4,7 @@
 //! program's own go to critest.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -30,6 +30,8 @@ struct Wish {
     focused: bool,
     at_least: usize,
     config: String,
+    /// Another critest than the pinned one.
+    critest: Option<PathBuf>,
     flags: Vec<String>,
 }
 
@@ -54,6 +56,7 @@ fn wish() -> Result<Wish> {
             "--reports" => wish.reports = needed()?.into(),
             "--expected" => wish.expected = needed()?.into(),
             "--config" => wish.config = needed()?,
+            "--critest" => wish.critest = Some(needed()?.into()),
             "--at-least" => {
                 let number = needed()?;
                 wish.at_least = number
@@ -74,13 +77,20 @@ fn wish() -> Result<Wish> {
 fn run() -> Result<bool> {
     let wish = wish()?;
     let expected = expected(&fs::read_to_string(&wish.expected).unwrap_or_default());
-    let critest = tools::cri_tools()?.join("critest");
+    let critest = match &wish.critest {
+        Some(path) => fs::canonicalize(path).with_context(|| format!("there is no `{}`", path.display()))?,
+        None => tools::cri_tools()?.join("critest"),
+    };
     fs::create_dir_all(&wish.reports)
         .with_context(|| format!("failed to create `{}`", wish.reports.display()))?;
     let reports = fs::canonicalize(&wish.reports)?;
     let json = reports.join("report.json");
     let _ = fs::remove_file(&json);
 
+    let mut flags = wish.flags.clone();
+    if knows(&critest, "-nri-socket")? && !flags.iter().any(|flag| flag.contains("-nri-socket")) {
+        flags.push("-nri-socket=/run/nri/nri.sock".to_owned());
+    }
     let node = Node::builder().config(&wish.config).start()?;
     let begun = Instant::now();
     let mut command = Command::new(critest);
@@ -99,7 +109,7 @@ fn run() -> Result<bool> {
             "-ginkgo.junit-report={}",
             reports.join("junit.xml").display()
         ))
-        .args(&wish.flags)
+        .args(&flags)
         .stdout(fs::File::create(reports.join("critest.log"))?)
         .stderr(fs::File::create(reports.join("critest.err"))?);
     println!(
@@ -130,6 +140,18 @@ fn run() -> Result<bool> {
         good = false;
     }
     Ok(good)
+}
+
+/// Whether this version of critest has a flag.
+fn knows(critest: &Path, flag: &str) -> Result<bool> {
+    let help = Command::new(critest)
+        .arg("-help")
+        .output()
+        .with_context(|| format!("failed to run `{}`", critest.display()))?;
+    let text = [help.stdout, help.stderr].concat();
+    Ok(String::from_utf8_lossy(&text)
+        .lines()
+        .any(|line| line.split_whitespace().next() == Some(flag)))
 }
 
 struct Spec {
