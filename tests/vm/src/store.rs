@@ -248,15 +248,15 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     let done = match fs::remove_dir_all(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-            let helped = Command::new("mmdebstrap")
-                .args(["--unshare-helper", "rm", "-rf"])
+            // Those are only theirs to remove, and what they leave, such as the folder itself, is ours. What neither
+            // can remove is told by the second try.
+            let _ = Command::new("mmdebstrap")
+                .args(["--unshare-helper", "find"])
                 .arg(path)
+                .args(["-depth", "-delete"])
+                .stderr(std::process::Stdio::null())
                 .status();
-            if helped.is_ok_and(|status| status.success()) && !path.exists() {
-                Ok(())
-            } else {
-                Err(e)
-            }
+            fs::remove_dir_all(path).or(Err(e))
         }
         done => done,
     };
