@@ -1,6 +1,7 @@
 //! RemoveContainer: the one way down, also for what was half made and for what a crash left.
 //!
-//! Every part may find nothing to do.
+//! Every part may find nothing to do: a container that has exited gives back its cgroup and its mounts at once, since it
+//! may be kept for long, and a removal under way is begun anew after a crash.
 
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use cri_shim_protocol::Runtime;
 
 use super::Step;
 use super::files;
+use super::sandbox_remove::drop_cgroup;
 use crate::errors::CallError;
 use crate::node::{Node, blocking};
 use crate::shim::ShimCallError;
@@ -31,35 +33,61 @@ impl Node {
         self.step(entry, Step::ContainerRemove, self.kill_container(container))
             .await?;
         self.plugins_removed(container).await;
-        self.step(entry, Step::ContainerDelete, self.delete_from_runtime(container))
+        self.step(entry, Step::ContainerDelete, self.forget_in_runtime(container))
             .await?;
-        self.step(entry, Step::ContainerUnmount, async {
-            let (rootfs, images) = (self.paths.rootfs(id), self.paths.image_mounts(id));
-            blocking(move || {
-                files::unmount(&rootfs)?;
-                files::unmount_tree(&images)
-            })
-            .await
-        })
-        .await?;
+        self.step(entry, Step::ContainerUnmount, self.free(container))
+            .await?;
         self.step(entry, Step::ContainerDropSnapshot, self.drop_snapshots(container))
             .await?;
-        self.step(entry, Step::ContainerDropBundle, async {
-            let bundle = self.paths.bundle(id);
-            blocking(move || files::remove_tree(&bundle)).await
-        })
-        .await?;
-        self.step(entry, Step::ContainerForget, async {
-            // Its volumes go too, however much is in them.
-            let (node, container) = (self.clone(), container.clone());
-            blocking(move || Ok(node.store.forget_container(&container)?)).await
-        })
-        .await?;
+        self.forget(container.clone()).await?;
         self.cpu.forget(id);
         if visible {
             self.announce_container(container, ContainerEventType::ContainerDeletedEvent);
         }
         Ok(())
+    }
+
+    /// The last steps, for which one thread will do.
+    async fn forget(self: &Arc<Self>, container: Arc<Container>) -> Result<(), CallError> {
+        let node = self.clone();
+        blocking(move || {
+            let entry = &container.entry;
+            node.quick_step(entry, Step::ContainerDropBundle, || {
+                files::remove_tree(&node.paths.bundle(container.id.as_str()))
+            })?;
+            // Its volumes go too, however much is in them.
+            node.quick_step(entry, Step::ContainerForget, || {
+                Ok(node.store.forget_container(&container)?)
+            })
+        })
+        .await
+    }
+
+    /// Frees what an exited container needs no more. Not a step: nothing is made, and what this doesn't get done, its
+    /// removal does.
+    pub(crate) async fn tidy(self: Arc<Self>, container: Arc<Container>) {
+        let _alone = container.gate.lock().await;
+        let known = self.store.container_by_id(container.id.as_str()).is_some();
+        if !known || !matches!(container.record().phase, ContainerPhase::Exited(_)) {
+            return;
+        }
+        if let Err(error) = self.free(&container).await {
+            let (error, container_id) = (error.chain(), &container.id);
+            tracing::warn!(%container_id, error, "failed to free what an exited container holds; its removal will try again");
+        }
+    }
+
+    /// Removes a container's cgroup, with whatever is in it, and its mounts.
+    async fn free(&self, container: &Container) -> Result<(), CallError> {
+        let id = container.id.as_str();
+        let (rootfs, images) = (self.paths.rootfs(id), self.paths.image_mounts(id));
+        let cgroup = container.record().cgroup.clone();
+        blocking(move || {
+            drop_cgroup(&cgroup)?;
+            files::unmount(&rootfs)?;
+            files::unmount_tree(&images)
+        })
+        .await
     }
 
     /// Takes back a half-made container. What can't be taken back now goes with the sandbox, or after a restart.
@@ -73,12 +101,17 @@ impl Node {
 
     /// Has the shim forget the container: its cgroup and the runtime's state go. Without a shim it is done here.
     pub(crate) async fn delete_from_runtime(&self, container: &Container) -> Result<(), CallError> {
+        self.forget_in_runtime(container).await?;
+        // The shim may not have known the container, and a foreign runtime may leave its cgroup.
+        self.drop_cgroup(container.record().cgroup.clone()).await
+    }
+
+    async fn forget_in_runtime(&self, container: &Container) -> Result<(), CallError> {
         let id = container.id.as_str();
         let sandbox = self.store.sandbox_by_id(&container.sandbox);
         if let Some(shim) = sandbox.and_then(|s| s.shim()) {
             match shim.delete(id, true).await {
-                // The shim may not have known the container, and a foreign runtime may leave its cgroup.
-                Ok(()) => return self.drop_cgroup(container.record().cgroup.clone()).await,
+                Ok(()) => return Ok(()),
                 Err(ShimCallError::Died) => {}
                 Err(error) => return Err(CallError::shim("delete the container")(error)),
             }

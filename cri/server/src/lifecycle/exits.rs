@@ -49,15 +49,18 @@ impl Node {
 
     /// Records an end: at once, or if the start isn't recorded yet, right after it.
     fn hear_exit(self: &Arc<Self>, container: Arc<Container>, exit: Exit) {
-        if container.starting.try_lock().is_ok() {
+        let recorded = container.starting.try_lock().is_ok();
+        if recorded {
             self.record_exit(&container, None, exit);
-            return;
         }
         let node = self.clone();
         tokio::spawn(async move {
-            let started = container.starting.clone();
-            let _started = started.lock().await;
-            node.record_exit(&container, None, exit);
+            if !recorded {
+                let started = container.starting.clone();
+                let _started = started.lock().await;
+                node.record_exit(&container, None, exit);
+            }
+            node.tidy(container).await;
         });
     }
 

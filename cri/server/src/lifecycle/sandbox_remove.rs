@@ -172,14 +172,16 @@ impl Node {
 
     /// Kills what is in a cgroup and removes it.
     pub(crate) async fn drop_cgroup(&self, path: String) -> Result<(), CallError> {
-        blocking(move || {
-            let cgroup = Cgroup::named(&path)?;
-            if cgroup.exists() {
-                cgroup.kill_all()?;
-                cgroup.remove()?;
-            }
-            Ok(())
-        })
-        .await
+        blocking(move || drop_cgroup(&path)).await
     }
+}
+
+/// Kills what is in a cgroup and removes it; none is fine. Blocks.
+pub(super) fn drop_cgroup(path: &str) -> Result<(), CallError> {
+    let cgroup = Cgroup::named(path)?;
+    if cgroup.exists() {
+        cgroup.kill_all()?;
+        cgroup.remove()?;
+    }
+    Ok(())
 }

@@ -85,9 +85,9 @@ steps! {
 
     /// RemoveContainer: from here on there is no way back; what runs is killed.
     ContainerRemove => Remove,
-    /// RemoveContainer: the shim forgets it; cgroup and runtime state go.
+    /// RemoveContainer: the shim forgets it; runtime state goes.
     ContainerDelete => Remove,
-    /// RemoveContainer: root file system and image volumes are unmounted.
+    /// RemoveContainer: what is left of its cgroup goes, root file system and image volumes are unmounted.
     ContainerUnmount => Remove,
     /// RemoveContainer: the snapshots go.
     ContainerDropSnapshot => Remove,

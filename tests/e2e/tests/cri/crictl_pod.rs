@@ -73,6 +73,44 @@ fn rmp_fa_removes_everything() {
 }
 
 #[test]
+fn an_exited_container_keeps_its_log_and_status_but_no_cgroup_and_no_mount() {
+    in_node(Node::builder(), |node| {
+        let crictl = node.crictl()?;
+        let pod = PodSpec::new("tidy");
+        crictl.ok(&["pull", "orlop.test/busybox:1"])?;
+        let sandbox = crictl.run_pod(&pod)?;
+        let spec = ContainerSpec::sh("short", "echo said; exit 4");
+        let container = crictl.create(&sandbox, &pod, &spec)?;
+        let holds = || -> Result<String> {
+            let find = format!(
+                "find /sys/fs/cgroup -type d -name '*{container}*'; grep -F {container} /proc/self/mountinfo; true"
+            );
+            Ok(node.run("sh", &["-c", &find])?.stdout)
+        };
+        let before = holds()?;
+        ensure!(
+            before.contains("/sys/fs/cgroup") && before.contains("overlay"),
+            "{before}"
+        );
+        crictl.ok(&["start", &container])?;
+        until_state(&crictl, &container, "CONTAINER_EXITED")?;
+        wait_until(
+            "its cgroup and mounts to go",
+            PATIENCE,
+            || Ok(holds()?.is_empty()),
+        )?;
+        ensure!(
+            crictl.ok(&["logs", &container])?.contains("said"),
+            "the log is gone"
+        );
+        let status = crictl.inspect(&container)?;
+        ensure!(status["status"]["exitCode"] == 4, "{}", status["status"]);
+        crictl.ok(&["rm", &container])?;
+        crictl.remove_pod(&sandbox)
+    });
+}
+
+#[test]
 fn exit_codes_and_reasons_are_told() {
     in_node(Node::builder(), |node| {
         let crictl = node.crictl()?;
