@@ -38,6 +38,11 @@ pub(crate) struct Options {
 const CLIENTS: u32 = 3;
 /// How often each daemon is killed.
 const KILLS: u32 = 5;
+/// How often the memory of a single shim is looked at.
+const LOOKS: usize = 25;
+/// What the containers do, and what the one does whose shim is looked at.
+const SLEEPS: &[&str] = &["sleep", "10000"];
+const LOGS: &[&str] = &["sh", "-c", "while :; do echo line; sleep 0.1; done"];
 /// Exec probes of each pod.
 const PROBES: u32 = 5;
 
@@ -95,6 +100,7 @@ async fn measure(bed: &mut Bed, options: &Options) -> Result<()> {
         }
     }
     pods_per_second(bed, &clients, options.rounds).await?;
+    shim_alone(bed, &clients).await?;
     memory_and_restarts(bed, &clients, options.pods).await
 }
 
@@ -137,6 +143,32 @@ async fn pods_per_second(bed: &Bed, clients: &[Client], rounds: u32) -> Result<(
         }
         let rate = f64::from(CLIENTS * rounds) / begun.elapsed().as_secs_f64();
         println!("  {:<12} {rate:.1}", client.name);
+    }
+    Ok(())
+}
+
+/// What one pod's shim takes, by itself, while its container writes ten lines a second.
+async fn shim_alone(bed: &Bed, clients: &[Client]) -> Result<()> {
+    println!(
+        "\nshim alone, its container logging ten lines a second: median and most PSS of {LOOKS} looks, KiB"
+    );
+    for (daemon, client) in bed.daemons.iter().zip(clients) {
+        let (sandbox, ..) = client.start_pod_after(bed, "logs", LOGS, Duration::ZERO).await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut looks = Vec::with_capacity(LOOKS);
+        for _ in 0..LOOKS {
+            looks.push(daemon.pss()?.helper_largest);
+            // Not in step with the lines.
+            tokio::time::sleep(Duration::from_millis(73)).await;
+        }
+        looks.sort_unstable();
+        println!(
+            "  {:<12} {} (most {})",
+            client.name,
+            looks[LOOKS / 2],
+            looks[LOOKS - 1]
+        );
+        client.end_pod(&sandbox).await?;
     }
     Ok(())
 }
@@ -280,27 +312,28 @@ impl Client {
         }
     }
 
-    fn container(bed: &Bed) -> v1::ContainerConfig {
+    fn container(bed: &Bed, command: &[&str]) -> v1::ContainerConfig {
         v1::ContainerConfig {
             metadata: Some(v1::ContainerMetadata {
                 name: "main".to_owned(),
                 attempt: 0,
             }),
             image: Some(spec(bed.image())),
-            command: ["sleep", "10000"].map(str::to_owned).to_vec(),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
             log_path: "main.log".to_owned(),
             ..Default::default()
         }
     }
 
     async fn start_pod(&self, bed: &Bed, name: &str) -> Result<(String, String, [Duration; 3])> {
-        self.start_pod_after(bed, name, Duration::ZERO).await
+        self.start_pod_after(bed, name, SLEEPS, Duration::ZERO).await
     }
 
     async fn start_pod_after(
         &self,
         bed: &Bed,
         name: &str,
+        command: &[&str],
         quiet: Duration,
     ) -> Result<(String, String, [Duration; 3])> {
         let mut rpc = self.runtime.clone();
@@ -313,7 +346,7 @@ impl Client {
         let sandbox = answer.pod_sandbox_id;
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.clone(),
-            config: Some(Self::container(bed)),
+            config: Some(Self::container(bed, command)),
             sandbox_config: config,
         };
         let (create, answer) = timed(quiet, rpc.create_container(request)).await?;
@@ -362,7 +395,7 @@ impl Client {
 
     /// One pod with one container through all of [`OPERATIONS`].
     async fn one_life(&self, bed: &Bed, name: &str, quiet: Duration) -> Result<Vec<Duration>> {
-        let (pod_sandbox_id, container_id, begun) = self.start_pod_after(bed, name, quiet).await?;
+        let (pod_sandbox_id, container_id, begun) = self.start_pod_after(bed, name, SLEEPS, quiet).await?;
         let mut times = begun.to_vec();
         let mut rpc = self.runtime.clone();
         let request = v1::ExecSyncRequest {

@@ -29,6 +29,17 @@ fn one_round_measures_both_daemons_and_leaves_no_cgroup() {
         );
     }
     assert!(text.matches("containerd ").count() > 18, "{text}");
+    let alone = text.split_once("shim alone").expect("it is measured").1;
+    assert_eq!(
+        alone
+            .lines()
+            .skip(1)
+            .take(2)
+            .filter(|l| l.contains("(most "))
+            .count(),
+        2,
+        "{text}"
+    );
     // Cgroup v2 alone has no hierarchies below.
     assert!(
         !Path::new("/sys/fs/cgroup").join(&cgroup).exists(),
