@@ -26,6 +26,8 @@ mod disasters;
 mod kill_points;
 #[path = "cri/leaving.rs"]
 mod leaving;
+#[path = "cri/nri.rs"]
+mod nri;
 #[path = "cri/peers.rs"]
 mod peers;
 #[path = "cri/random_kill.rs"]
