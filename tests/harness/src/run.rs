@@ -77,11 +77,19 @@ impl fmt::Display for Finished {
     }
 }
 
+/// By how much limits are longer here than on an ordinary machine: `ORLOP_TEST_SLOWNESS`, which an emulated guest sets;
+/// 1 to 20, otherwise 1.
+fn slowness() -> u32 {
+    let told = std::env::var("ORLOP_TEST_SLOWNESS").ok();
+    told.and_then(|text| text.parse().ok()).unwrap_or(1).clamp(1, 20)
+}
+
 /// Waits for a child that was spawned with piped output; kills it when it takes longer than `limit`.
 ///
 /// # Errors
 /// The limit was passed, or the child can't be waited for.
 pub fn finish(what: &str, mut child: Child, limit: Duration) -> Result<Finished> {
+    let limit = limit * slowness();
     let begun = Instant::now();
     let stdout = reader(child.stdout.take());
     let stderr = reader(child.stderr.take());
@@ -165,6 +173,7 @@ pub fn piped(command: &mut std::process::Command) -> &mut std::process::Command 
 /// # Errors
 /// It was still no (or an error, which is then told) after `limit`.
 pub fn wait_until(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let limit = limit * slowness();
     let begun = Instant::now();
     let mut pause = Duration::from_millis(2);
     loop {

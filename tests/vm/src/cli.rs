@@ -194,6 +194,8 @@ fn script(wish: &Wish, folder: &Path, node: u32) -> Script {
     };
     let mut script = Script::new(wish.command.clone())
         .folder(&here.to_string_lossy())
+        // Emulated, a container takes ten times as long; tests wait longer before they call it hung.
+        .env("ORLOP_TEST_SLOWNESS", "8")
         .env("ORLOP_NODE", &node.to_string())
         .env("ORLOP_NODES", &wish.nodes.to_string());
     for (key, value) in &wish.variables {
