@@ -315,6 +315,19 @@ fn frozen_v1_at(bottom: &Path, mount: &Path) -> Result<Option<PathBuf>, CgroupEr
     Ok(None)
 }
 
+/// Whether the directories are gone before the time for removing them is over.
+pub(crate) fn vanishes(directories: impl Iterator<Item = PathBuf>) -> bool {
+    let mut pauses = Pauses::within(REMOVE_WITHIN);
+    for directory in directories {
+        while directory.exists() {
+            if !pauses.pause() {
+                return false;
+            }
+        }
+    }
+    true
+}
+
 /// Removes every directory with what is below it.
 pub(crate) fn remove(directories: impl Iterator<Item = PathBuf>) -> Result<(), CgroupError> {
     let mut pauses = Pauses::within(REMOVE_WITHIN);

@@ -250,7 +250,13 @@ impl Cgroup {
     /// names controller and file. What was written before stays.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         if let Some(unit) = &self.unit {
+            // systemd 252 writes this one with the others, and has no word for it in a scope.
+            let group = self.v2_directory().map(|dir| dir.join("memory.oom.group"));
+            let kept = group.as_deref().map(files::read_if_there).transpose()?.flatten();
             systemd::set(unit, resources)?;
+            if let (Some(file), Some(value)) = (group, kept.filter(|value| value.trim() == "1")) {
+                files::write(&file, value.trim())?;
+            }
         }
         limits::apply(self, resources)
     }
@@ -349,7 +355,12 @@ impl Cgroup {
     /// # Errors
     /// The directory that can't be removed, with processes in it.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        let stopped = self.unit.as_ref().map_or(Ok(()), systemd::stop);
+        let stopped = match &self.unit {
+            // systemd takes it away by itself when it's empty, and forgets it.
+            Some(Unit::Scope { .. }) if control::vanishes(self.directories().map(|(_, dir)| dir)) => Ok(()),
+            Some(unit) => systemd::stop(unit),
+            None => Ok(()),
+        };
         control::remove(self.directories().map(|(_, dir)| dir))?;
         match stopped {
             // It can't hold what isn't there.

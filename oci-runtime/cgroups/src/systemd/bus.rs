@@ -18,7 +18,7 @@ const PRIVATE: &str = "/run/systemd/private";
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 /// For a call, or a job, of a manager that may be busy starting hundreds of units.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-/// Jobs of others that end between ours' beginning and the answer that names it.
+/// Jobs and units of others that end while we wait.
 const MOST_REMOVED: usize = 4096;
 
 /// A refusal's name, as systemd gives it.
@@ -33,6 +33,8 @@ pub(super) struct Systemd {
     deadline: Instant,
     /// Jobs that ended, with how.
     removed: Vec<(String, String)>,
+    /// Units that were forgotten.
+    forgotten: Vec<String>,
 }
 
 /// Why a call was in vain.
@@ -50,6 +52,10 @@ pub(super) enum CallFailure {
 impl CallFailure {
     pub(super) fn is_no_such_unit(&self) -> bool {
         matches!(self, Self::Refused { name, .. } if name == NO_SUCH_UNIT)
+    }
+
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::TimedOut)
     }
 
     pub(super) fn is_unit_exists(&self) -> bool {
@@ -79,9 +85,9 @@ impl From<io::Error> for CallFailure {
 }
 
 impl Systemd {
-    /// Connects; everything done with the connection has to be done within [`PATIENCE`].
-    pub(super) fn connect() -> Result<Self, CgroupError> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Connects; everything done with the connection has to be done within that time.
+    pub(super) fn connect(patience: Duration) -> Result<Self, CgroupError> {
+        let deadline = Instant::now() + patience;
         let private = Self::open(PRIVATE, deadline);
         private
             .or_else(|first| {
@@ -107,6 +113,7 @@ impl Systemd {
             serial: 0,
             deadline,
             removed: Vec::new(),
+            forgotten: Vec::new(),
         };
         systemd.authenticate()?;
         Ok(systemd)
@@ -139,7 +146,7 @@ impl Systemd {
             member: "Hello",
             signature: "",
         };
-        const MATCH: &str = "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
+        const MATCH: &str = "type='signal',interface='org.freedesktop.systemd1.Manager'";
         let mut rule = Writer::default();
         rule.text(MATCH);
         let add_match = Method {
@@ -170,7 +177,19 @@ impl Systemd {
         body.properties(properties);
         body.no_units();
         let job = self.call(&manager("StartTransientUnit", "ssa(sv)a(sa(sv))"), body)?;
-        self.wait_for(job)
+        self.wait_for(job, None)?;
+        self.settle(unit)
+    }
+
+    /// systemd writes a cgroup's files a moment after it has answered, before it takes the next call: one that changes
+    /// nothing is waited for, so that what is written to the files afterwards stays.
+    fn settle(&mut self, unit: &str) -> Result<(), CallFailure> {
+        let mut body = Writer::default();
+        body.text(unit);
+        match self.call(&manager("GetUnit", "s"), body) {
+            Err(failure) if failure.is_no_such_unit() => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Changes properties of a unit until it goes.
@@ -179,24 +198,20 @@ impl Systemd {
         body.text(unit);
         body.bool(true);
         body.properties(properties);
-        self.call(&manager("SetUnitProperties", "sba(sv)"), body)
-            .map(drop)
+        self.call(&manager("SetUnitProperties", "sba(sv)"), body)?;
+        self.settle(unit)
     }
 
-    /// Stops a unit, and waits until it has.
-    pub(super) fn stop(&mut self, unit: &str) -> Result<(), CallFailure> {
+    /// Stops a unit, and waits until it has. One that has just ended by itself may be forgotten with its job, whose
+    /// end nobody is told of then.
+    pub(super) fn stop(&mut self, unit: &str, patience: Duration) -> Result<(), CallFailure> {
+        self.deadline = Instant::now() + patience;
         let mut body = Writer::default();
         body.text(unit);
         body.text("replace");
+        self.forgotten.clear();
         let job = self.call(&manager("StopUnit", "ss"), body)?;
-        self.wait_for(job)
-    }
-
-    /// Forgets that a unit failed, so that its name is free.
-    pub(super) fn reset_failed(&mut self, unit: &str) -> Result<(), CallFailure> {
-        let mut body = Writer::default();
-        body.text(unit);
-        self.call(&manager("ResetFailedUnit", "s"), body).map(drop)
+        self.wait_for(job, Some(unit))
     }
 
     /// The answer's object path.
@@ -216,7 +231,8 @@ impl Systemd {
         }
     }
 
-    fn wait_for(&mut self, job: Option<String>) -> Result<(), CallFailure> {
+    /// Waits for the end of a job, or until systemd forgets the unit that goes with it.
+    fn wait_for(&mut self, job: Option<String>, goes: Option<&str>) -> Result<(), CallFailure> {
         let Some(job) = job else {
             return Err(CallFailure::Io(io::ErrorKind::InvalidData.into()));
         };
@@ -226,6 +242,9 @@ impl Systemd {
                     "done" => Ok(()),
                     other => Err(CallFailure::Job(other.to_owned())),
                 };
+            }
+            if goes.is_some_and(|unit| self.forgotten.iter().any(|known| known == unit)) {
+                return Ok(());
             }
             self.hear()?;
         }
@@ -239,10 +258,14 @@ impl Systemd {
         bytes.resize(message::length(&fixed).ok_or_else(invalid)?, 0);
         self.receive(&mut bytes[FIXED..])?;
         let heard = message::read(&bytes).ok_or_else(invalid)?;
-        if let Heard::JobRemoved { path, result } = &heard
-            && self.removed.len() < MOST_REMOVED
-        {
-            self.removed.push((path.clone(), result.clone()));
+        match &heard {
+            Heard::JobRemoved { path, result } if self.removed.len() < MOST_REMOVED => {
+                self.removed.push((path.clone(), result.clone()));
+            }
+            Heard::UnitRemoved { unit } if self.forgotten.len() < MOST_REMOVED => {
+                self.forgotten.push(unit.clone());
+            }
+            _ => {}
         }
         Ok(heard)
     }

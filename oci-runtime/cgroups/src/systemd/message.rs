@@ -2,7 +2,7 @@
 //!
 //! A message is a fixed header, an array of header fields and a body; everything is aligned to its own size from the
 //! message's beginning. Written are method calls only; read are the answers to them and signals, whose bodies begin
-//! with what is wanted: an object path, a text, or `JobRemoved`'s number, path and two texts.
+//! with what is wanted: an object path, a text, `JobRemoved`'s number, path and two texts, or `UnitRemoved`'s text.
 
 /// What systemd calls a property's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,6 +184,8 @@ pub(crate) enum Heard {
     Refusal { to: u32, name: String, text: String },
     /// A job is done, failed or was dropped.
     JobRemoved { path: String, result: String },
+    /// A unit was forgotten.
+    UnitRemoved { unit: String },
     /// Some other signal.
     Other,
 }
@@ -249,6 +251,9 @@ pub(crate) fn read(message: &[u8]) -> Option<Heard> {
                 result: body.text()?.to_owned(),
             }
         }
+        4 if member == "UnitRemoved" && signature == "so" => Heard::UnitRemoved {
+            unit: body.text()?.to_owned(),
+        },
         _ => Heard::Other,
     })
 }
@@ -396,6 +401,12 @@ mod tests {
         );
         let (path, result) = ("/job/5".to_owned(), "done".to_owned());
         assert_eq!(read(&removed), Some(Heard::JobRemoved { path, result }));
+        let mut body = Writer::default();
+        body.text("a.scope");
+        body.text("/unit/a");
+        let removed = message(4, &[(3, "s", "UnitRemoved"), (8, "g", "so")], 0, body);
+        let unit = "a.scope".to_owned();
+        assert_eq!(read(&removed), Some(Heard::UnitRemoved { unit }));
     }
 
     proptest! {

@@ -13,13 +13,18 @@ mod message;
 mod properties;
 mod units;
 
+use std::time::{Duration, Instant};
+
 use oci_spec::runtime::LinuxResources;
 
-use bus::Systemd;
+use bus::{PATIENCE, Systemd};
 use message::{Property, Value};
 pub(crate) use units::Unit;
 
 use crate::CgroupError;
+
+/// How long a name may stay taken by a unit that has ended.
+const NAME_FREE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What every unit of ours has: all is counted, so that statistics and limits work below.
 fn accounting() -> Vec<Property> {
@@ -51,14 +56,17 @@ pub(crate) fn start_scope(
     ];
     all.extend(accounting());
     all.extend(properties::properties(resources));
-    let mut systemd = Systemd::connect()?;
-    let started = match systemd.start(name, &all) {
-        // Of a process that was killed while it made the unit, or one that failed: it can't be in use, as what is has
-        // a record of its own.
-        Err(failure) if failure.is_unit_exists() && systemd.reset_failed(name).is_ok() => {
-            systemd.start(name, &all)
+    let mut systemd = Systemd::connect(PATIENCE)?;
+    let deadline = Instant::now() + NAME_FREE_WITHIN;
+    let started = loop {
+        match systemd.start(name, &all) {
+            // One that has just ended, or was left by a process that was killed while it made the unit, is about to be
+            // forgotten: it can't be in use, as what is has a record of its own.
+            Err(failure) if failure.is_unit_exists() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => break other,
         }
-        other => other,
     };
     started.map_err(|failure| failure.at("start", name))
 }
@@ -72,7 +80,7 @@ pub(crate) fn start_slice(name: &str, resources: &LinuxResources) -> Result<(), 
     all.extend(accounting());
     let limits = properties::properties(resources);
     all.extend(limits.iter().cloned());
-    let mut systemd = Systemd::connect()?;
+    let mut systemd = Systemd::connect(PATIENCE)?;
     let started = match systemd.start(name, &all) {
         Err(failure) if failure.is_unit_exists() && limits.is_empty() => Ok(()),
         Err(failure) if failure.is_unit_exists() => systemd.set(name, &limits),
@@ -87,14 +95,23 @@ pub(crate) fn set(unit: &Unit, resources: &LinuxResources) -> Result<(), CgroupE
     if limits.is_empty() {
         return Ok(());
     }
-    let set = Systemd::connect()?.set(unit.name(), &limits);
+    let set = Systemd::connect(PATIENCE)?.set(unit.name(), &limits);
     set.map_err(|failure| failure.at("set the limits of", unit.name()))
 }
 
 /// Stops a unit and waits until systemd has let go of it. Absent is fine.
+///
+/// A unit that ends by itself at this moment takes our job with it, and nobody is told; so it is asked for again, with
+/// growing patience, until it is gone.
 pub(crate) fn stop(unit: &Unit) -> Result<(), CgroupError> {
-    match Systemd::connect()?.stop(unit.name()) {
-        Err(failure) if failure.is_no_such_unit() => Ok(()),
-        other => other.map_err(|failure| failure.at("stop", unit.name())),
+    let deadline = Instant::now() + PATIENCE;
+    let mut patience = Duration::from_millis(100);
+    loop {
+        let mut systemd = Systemd::connect(PATIENCE)?;
+        match systemd.stop(unit.name(), patience) {
+            Err(failure) if failure.is_no_such_unit() => return Ok(()),
+            Err(failure) if failure.is_timeout() && Instant::now() < deadline => patience *= 2,
+            other => return other.map_err(|failure| failure.at("stop", unit.name())),
+        }
     }
 }
