@@ -67,6 +67,11 @@ const STEPS: &[Step] = &[
         command: "cargo test --package tests-vm --locked --no-fail-fast -- --test-threads=2 && cargo xtask vm",
     },
     Step {
+        name: "powercut",
+        why: "five power cuts, and one fsync too few is found",
+        command: "cargo xtask powercut -n 5 && cargo xtask powercut -n 3 --file-system ext4 --lose /images/blobs/",
+    },
+    Step {
         name: "conformance",
         why: "one ordered pass of the CRI suite",
         command: "hack/conformance cri",
@@ -91,6 +96,11 @@ const STEPS: &[Step] = &[
 /// Whether guests are left out, because `hack/test` couldn't install QEMU.
 pub(crate) fn without_vm() -> bool {
     std::env::var_os("ORLOP_WITHOUT_VM").is_some()
+}
+
+/// Whether a step boots guests.
+pub(crate) fn needs_vm(step: &str) -> bool {
+    matches!(step, "vm" | "powercut")
 }
 
 /// Prints the steps.
@@ -131,9 +141,9 @@ pub(crate) fn run(names: &[String]) -> Result<()> {
         if step.name == "features" {
             merge_test_logs()?;
         }
-        if step.name == "vm" && without_vm() {
-            println!("== vm: LEFT OUT: QEMU can't be installed here");
-            timings.push("vm left out".to_owned());
+        if needs_vm(step.name) && without_vm() {
+            println!("== {}: LEFT OUT: QEMU can't be installed here", step.name);
+            timings.push(format!("{} left out", step.name));
             continue;
         }
         println!("== {}: {}", step.name, step.command);

@@ -74,6 +74,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("tests-host", &[]),
     ("tests-e2e", &[]),
     ("tests-vm", &[]),
+    (
+        "tests-powercut",
+        &["cri-api", "tests-harness", "tests-images", "tests-vm"],
+    ),
     ("hack-xtask", &[]),
     ("hack-gen", &[]),
     ("hack-bench", &["cri-api", "cri-server", "tests-images"]),

@@ -83,6 +83,10 @@ pub(crate) fn check(ran: Option<&Path>) -> Result<()> {
         for claim in claims {
             let test = match claim {
                 Claim::Test(test) => test,
+                Claim::Step(step) if crate::ci::needs_vm(step) && crate::ci::without_vm() => {
+                    unseen += 1;
+                    continue;
+                }
                 Claim::Step(step) => {
                     let log = passed.as_ref().map(|(_, log)| log.as_str());
                     wrong.extend(unproven_step(step, log));

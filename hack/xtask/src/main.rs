@@ -46,6 +46,12 @@ enum Command {
     Soak(soak::Wish),
     /// Run test suites in Debian guests with systemd and unified cgroup v2
     Vm(guests::Wish),
+    /// Cut the power of guests while images and pods come and go, and look what is lost: `-n N`, `--seed S`, `--help`
+    Powercut {
+        /// How often and how
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Measure Orlop beside its peers: `bench oci` or `bench cri`, then `--help` for the options
     Bench {
         /// What to measure and how
@@ -69,6 +75,12 @@ fn main() -> Result<()> {
         Command::CheckGen => generated("check-"),
         Command::Soak(wish) => soak::run(wish),
         Command::Vm(wish) => guests::run(&wish),
+        Command::Powercut { args } => {
+            sh::run("hack/vm", &["build"])?;
+            let mut command = vec!["run", "--quiet", "--release", "--package", "tests-powercut", "--"];
+            command.extend(args.iter().map(String::as_str));
+            sh::run("cargo", &command)
+        }
         Command::Bench { args } => {
             let mut command = vec!["run", "--quiet", "--release", "--package", "hack-bench", "--"];
             command.extend(args.iter().map(String::as_str));
