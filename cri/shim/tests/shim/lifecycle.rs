@@ -207,8 +207,12 @@ fn limits_are_updated() {
             resources: r#"{"memory":{"limit":33554432,"swap":33554432}}"#.to_owned(),
         });
         let name = pod.folder.file_name().unwrap().to_str().unwrap();
-        let path = format!("/sys/fs/cgroup/memory/{name}/c1/memory.limit_in_bytes");
-        assert_eq!(std::fs::read_to_string(path).unwrap().trim(), "33554432");
+        // Under unified cgroup v2, or with v1 hierarchies.
+        let limit = ["{name}/c1/memory.max", "memory/{name}/c1/memory.limit_in_bytes"]
+            .map(|path| format!("/sys/fs/cgroup/{}", path.replace("{name}", name)))
+            .into_iter()
+            .find_map(|path| std::fs::read_to_string(path).ok());
+        assert_eq!(limit.unwrap().trim(), "33554432");
     }
 }
 
