@@ -200,15 +200,21 @@ func (p *plugin) ValidateContainerAdjustment(_ context.Context, req *api.Validat
 }
 
 func main() {
-	name := flag.String("name", os.Getenv(api.PluginNameEnvVar), "the plugin's name")
-	idx := flag.String("idx", os.Getenv(api.PluginIdxEnvVar), "the plugin's index")
+	name := flag.String("name", "", "the plugin's name, unless the daemon starts it")
+	idx := flag.String("idx", "", "the plugin's index, unless the daemon starts it")
 	dir := flag.String("dir", "/run/nri-test", "where wishes are read and events are written")
 	again := flag.Bool("again", false, "connect again for as long as it lives")
 	flag.Parse()
 	title := *idx + "-" + *name
+	options := []stub.Option{stub.WithPluginName(*name), stub.WithPluginIdx(*idx), stub.WithSocketPath("/run/nri/nri.sock")}
+	if launched := os.Getenv(api.PluginSocketEnvVar) != ""; launched {
+		// The stub takes its names from the environment, and no others then.
+		title = os.Getenv(api.PluginIdxEnvVar) + "-" + os.Getenv(api.PluginNameEnvVar)
+		options = nil
+	}
 	for {
 		p := &plugin{file: *dir + "/" + title + ".json", out: *dir + "/" + title + ".log", names: map[string]string{}}
-		s, err := stub.New(p, stub.WithPluginName(*name), stub.WithPluginIdx(*idx), stub.WithSocketPath("/run/nri/nri.sock"))
+		s, err := stub.New(p, options...)
 		if err == nil {
 			p.stub = s
 			err = s.Run(context.Background())

@@ -122,6 +122,63 @@ fn plugins_hear_of_a_whole_life_in_order() {
 }
 
 #[test]
+fn adjustments_are_what_the_container_sees() {
+    in_node(Node::builder(), |node| {
+        node.write("/srv/from-the-host/file", "of the host")?;
+        let hook = "echo $0 >> /run/nri-test/hooks; cat > /dev/null";
+        let adjust = json!({ "adjust": {
+            "env": [{ "key": "FROM", "value": "first" }],
+            "annotations": { "first": "1" },
+            "mounts": [{ "destination": "/extra", "type": "bind", "source": "/srv/from-the-host", "options": ["rbind", "ro"] }],
+            "rlimits": [{ "type": "RLIMIT_CORE", "hard": 77, "soft": 66 }],
+            "hooks": { "create_runtime": [{ "path": "/bin/sh", "args": ["sh", "-c", hook, "created"] }],
+                "poststop": [{ "path": "/bin/sh", "args": ["sh", "-c", hook, "gone"] }] },
+            "linux": {
+                "oom_score_adj": { "value": 555 },
+                "devices": [{ "path": "/dev/nri-zero", "type": "c", "major": 1, "minor": 5, "file_mode": { "value": 438 } }],
+                "resources": { "cpu": { "shares": { "value": 333 } }, "pids": { "limit": 77 } },
+            },
+        } });
+        let first = Plugin::start(node, "10", "first", &adjust)?;
+        let second =
+            json!({ "adjust": { "env": [{ "key": "-FROM" }, { "key": "FROM", "value": "second" }] } });
+        let second = Plugin::start(node, "20", "second", &second)?;
+        let crictl = node.crictl()?;
+        let (sandbox, id) = crictl.start_pod(&PodSpec::new("pod"), &sleeper("main"))?;
+        let sees = |script: &str| crictl.ok(&["exec", &id, "sh", "-c", script]);
+        ensure!(sees("echo $FROM")? == "second");
+        ensure!(sees("cat /extra/file")? == "of the host");
+        ensure!(crictl.run(&["exec", &id, "touch", "/extra/new"])?.code != 0);
+        // The container's own process, which in the pod's PID namespace isn't the first.
+        let pid = crictl.inspect(&id)?["info"]["pid"].to_string();
+        let of_process = |file: &str| -> Result<String> {
+            Ok(node.run("cat", &[&format!("/proc/{pid}/{file}")])?.ok()?.stdout)
+        };
+        ensure!(
+            of_process("environ")?
+                .split('\0')
+                .any(|entry| entry == "FROM=second")
+        );
+        ensure!(of_process("oom_score_adj")?.trim() == "555");
+        let limits = of_process("limits")?;
+        let limits = limits
+            .lines()
+            .find(|line| line.contains("core"))
+            .unwrap_or_default();
+        ensure!(limits.contains("66") && limits.contains("77"), "{limits}");
+        ensure!(sees("head -c 3 /dev/nri-zero | wc -c")? == "3");
+        let status = crictl.inspect(&id)?;
+        let resources = &status["status"]["resources"]["linux"];
+        ensure!(resources["cpuShares"].to_string().contains("333"), "{resources}");
+        ensure!(node.read(&format!("{DIR}/hooks"))? == "created\n");
+        crictl.remove_pod(&sandbox)?;
+        ensure!(node.read(&format!("{DIR}/hooks"))? == "created\ngone\n");
+        drop((crictl, first, second));
+        Ok(())
+    });
+}
+
+#[test]
 fn who_refuses_fails_the_call_and_leaves_nothing() {
     in_node(Node::builder(), |node| {
         let before = settled(node)?;
@@ -257,6 +314,49 @@ fn plugins_come_back_after_the_daemon_and_are_told_of_what_is_there() {
         node.start_daemon()?;
         drop(plugin);
         Ok(())
+    });
+}
+
+#[test]
+fn plugins_from_the_folder_live_and_die_with_the_daemon() {
+    in_node(Node::builder(), |node| {
+        node.kill_daemon()?;
+        let program = program()?.display().to_string();
+        let plugin = "/opt/nri/plugins/10-launched";
+        node.write("/etc/nri/conf.d/launched.conf", "some configuration")?;
+        node.write(&format!("{DIR}/10-launched.json"), "{}")?;
+        node.run("mkdir", &["-p", "/opt/nri/plugins"])?.ok()?;
+        node.run("cp", &[&program, plugin])?.ok()?;
+        let running = |node: &Node| -> Result<bool> {
+            // By the executable, which no other node has.
+            let script = "for exe in /proc/[0-9]*/exe; do readlink $exe; done";
+            Ok(node.run("sh", &["-c", script])?.stdout.contains(plugin))
+        };
+        node.start_daemon()?;
+        ensure!(running(node)?);
+        let heard = heard(node, "10-launched");
+        ensure!(
+            heard
+                .first()
+                .is_some_and(|l| l == "Configure orlop some configuration"),
+            "{heard:?}"
+        );
+        let crictl = node.crictl()?;
+        let sandbox = crictl.run_pod(&PodSpec::new("pod"))?;
+        drop(crictl);
+        hears(node, "10-launched", "RunPodSandbox pod")?;
+        node.kill_daemon()?;
+        wait_until("the plugin's end", PATIENCE, || Ok(!running(node)?))?;
+        node.start_daemon()?;
+        ensure!(running(node)?);
+        hears(node, "10-launched", "Synchronize pod")?;
+        let crictl = node.crictl()?;
+        crictl.remove_pod(&sandbox)?;
+        drop(crictl);
+        node.daemon()?.signal_term()?;
+        node.await_daemons_end(Duration::from_secs(20))?;
+        wait_until("the plugin's end", PATIENCE, || Ok(!running(node)?))?;
+        node.start_daemon().map(drop)
     });
 }
 
