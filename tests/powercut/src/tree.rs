@@ -1,5 +1,7 @@
 //! A directory tree in one number: everything that a container could see of it.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -18,8 +20,10 @@ pub(crate) fn digest(root: &Path) -> Result<String> {
     list(root, &mut paths)?;
     paths.sort();
     let mut sum = Sha256::new();
+    let mut read = Contents::new();
     for path in &paths {
-        entry(root, path, &mut sum).with_context(|| format!("failed to read `{}`", path.display()))?;
+        entry(root, path, &mut sum, &mut read)
+            .with_context(|| format!("failed to read `{}`", path.display()))?;
     }
     Ok(hex(&sum.finalize()))
 }
@@ -29,6 +33,9 @@ pub(crate) fn file_digest(path: &Path) -> Result<String> {
     let content = fs::read(path).with_context(|| format!("failed to read `{}`", path.display()))?;
     Ok(hex(&Sha256::digest(content)))
 }
+
+/// Digests of contents by inode: hundreds of a shell's commands are links to one file.
+type Contents = BTreeMap<u64, String>;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -48,7 +55,7 @@ fn list(dir: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn entry(root: &Path, path: &Path, sum: &mut Sha256) -> Result<()> {
+fn entry(root: &Path, path: &Path, sum: &mut Sha256, read: &mut Contents) -> Result<()> {
     let of = fs::symlink_metadata(path)?;
     // The root's time changes when its parent is made, which no container sees.
     let time = if path == root { 0 } else { of.mtime() };
@@ -63,7 +70,11 @@ fn entry(root: &Path, path: &Path, sum: &mut Sha256) -> Result<()> {
     if of.is_symlink() {
         sum.update(format!("-> {:?}\n", fs::read_link(path)?));
     } else if of.is_file() {
-        sum.update(format!("{} bytes {}\n", of.len(), file_digest(path)?));
+        let content = match read.entry(of.ino()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(file_digest(path)?),
+        };
+        sum.update(format!("{} bytes {content}\n", of.len()));
     }
     for (name, value) in attributes(path)? {
         sum.update(format!("{name}={}\n", hex(&value)));
