@@ -17,7 +17,7 @@ use crate::error::{JoinError, StartError};
 use crate::events::Events;
 use crate::launch::{self, Launched};
 use crate::plugin::{Plugin, check_name};
-use crate::runtime::{MAX_PLUGINS, Nri};
+use crate::runtime::{MAX_PLUGINS, Nri, Present};
 use crate::ttrpc::{self, Status};
 use crate::v1alpha1::{
     ConfigureRequest, ConfigureResponse, Empty, RegisterPluginRequest, UpdateContainersRequest,
@@ -117,7 +117,8 @@ impl Nri {
             name,
         });
         // It may ask for updates as soon as it is configured.
-        tokio::spawn(self.clone().serve(plugin.clone(), incoming, place));
+        let stay = (place, self.enter());
+        tokio::spawn(self.clone().serve(plugin.clone(), incoming, stay));
         self.synchronize(&plugin).await?;
         closing.keep();
         Ok(())
@@ -183,7 +184,7 @@ impl Nri {
         self: Arc<Self>,
         plugin: Arc<Plugin>,
         mut incoming: mpsc::Receiver<Incoming>,
-        _place: OwnedSemaphorePermit,
+        _stay: (OwnedSemaphorePermit, Present),
     ) {
         loop {
             let asked = tokio::select! {

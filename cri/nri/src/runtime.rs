@@ -1,7 +1,7 @@
 //! The runtime's side: who takes part, and what the runtime must be able to do for plugins.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore};
@@ -63,6 +63,8 @@ pub struct Nri {
     /// the other, and a plugin that joins misses none.
     pub(crate) plugins: Mutex<Vec<Arc<Plugin>>>,
     pub(crate) places: Arc<Semaphore>,
+    /// How many take part or are about to be told what there is.
+    present: RwLock<usize>,
 }
 
 impl Nri {
@@ -73,7 +75,25 @@ impl Nri {
             runtime,
             plugins: Mutex::default(),
             places: Arc::new(Semaphore::new(MAX_PLUGINS)),
+            present: RwLock::default(),
         })
+    }
+
+    /// Whether nobody is there to be told anything. If so, `note` has run, and whoever joins finds what it noted in its
+    /// list. This costs as good as nothing, and waits for nobody's answer.
+    pub fn is_alone(&self, note: impl FnOnce()) -> bool {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let alone = *present == 0;
+        if alone {
+            note();
+        }
+        alone
+    }
+
+    /// From now on everything waits for the word, until the guard goes.
+    pub(crate) fn enter(self: &Arc<Self>) -> Present {
+        *self.present.write().unwrap_or_else(PoisonError::into_inner) += 1;
+        Present(self.clone())
     }
 
     /// Waits for the word. What is noted while it is held, a plugin that joins later is told of; what happens later,
@@ -101,5 +121,14 @@ impl Nri {
         };
         // Whoever is slow is cut off with the daemon's end.
         let _ = tokio::time::timeout(limit, told).await;
+    }
+}
+
+/// Somebody takes part, or is about to.
+pub(crate) struct Present(Arc<Nri>);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        *self.0.present.write().unwrap_or_else(PoisonError::into_inner) -= 1;
     }
 }

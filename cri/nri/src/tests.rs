@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use prost::Message;
@@ -22,11 +22,16 @@ struct TestRuntime {
     pods: usize,
     updated: Mutex<Vec<(String, ContainerUpdate)>>,
     evicted: Mutex<Vec<ContainerEviction>>,
+    /// To see whether anything could still be noted while the list is made.
+    nri: OnceLock<Weak<Nri>>,
 }
 
 #[async_trait::async_trait]
 impl Runtime for TestRuntime {
     async fn state(&self) -> State {
+        if let Some(nri) = self.nri.get().and_then(Weak::upgrade) {
+            assert!(!nri.is_alone(|| ()));
+        }
         let pod = |n| PodSandbox {
             id: format!("pod{n}"),
             // Long, so that the list must go in parts.
@@ -513,6 +518,28 @@ async fn a_shutdown_is_told_and_ends_connections() {
     bed.nri.shut_down().await;
     assert!(heard.lock().unwrap().contains(&"Shutdown".to_owned()));
     assert!(bed.nri.turn().await.is_empty());
+}
+
+#[tokio::test]
+async fn without_plugins_nothing_waits_for_the_word() {
+    let bed = bed(0, LIMIT).await;
+    let mut noted = false;
+    {
+        let _word = bed.nri.turn().await;
+        assert!(bed.nri.is_alone(|| noted = true) && noted);
+    }
+    bed.runtime.nri.set(Arc::downgrade(&bed.nri)).unwrap();
+    bed.join(TestPlugin::new("00", "any", agrees)).await;
+    assert!(!bed.nri.is_alone(|| panic!("a plugin is there")));
+    bed.nri.shut_down().await;
+    let gone = async {
+        while !bed.nri.is_alone(|| ()) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, gone)
+        .await
+        .expect("the plugin is gone");
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! NRI: what plugins are told of pods and containers, and what becomes of their wishes.
 //!
-//! Each hook finds out first whether anybody listens; without plugins it costs an uncontended lock. What a plugin is
-//! told of is noted while it has the word (see [`cri_nri::Turn`]), so that one that joins later finds it in its list
-//! or hears of it, and never neither. Ends are told once, whoever brings them about.
+//! Each hook finds out first whether anybody is there, and is done if not (see [`cri_nri::Nri::is_alone`]). What a
+//! plugin is told of is noted while it has the word (see [`cri_nri::Turn`]), so that one that joins later finds it in
+//! its list or hears of it, and never neither. Ends are told once, whoever brings them about.
 
 mod adjust;
 mod limits;
@@ -54,6 +54,12 @@ impl Told {
     fn is_stopped(&self) -> bool {
         self.stopped.initialized()
     }
+
+    /// An end that nobody was there to hear of.
+    fn set_stopped(&self) {
+        // Someone else may have said so, or be saying it.
+        let _ = self.stopped.set(());
+    }
 }
 
 /// A failure that must not keep anything.
@@ -65,6 +71,11 @@ fn log(what: &'static str, id: &str, result: Result<(), cri_nri::NriError>) {
 }
 
 impl Node {
+    /// Where to tell plugins something, if any is there; else what is to be known of it later is noted.
+    fn listeners(&self, note: impl FnOnce()) -> Option<&Link> {
+        self.nri.get().filter(|link| !link.nri.is_alone(note))
+    }
+
     fn pod_message(&self, record: &SandboxRecord, ips: Option<&[IpAddr]>) -> nri::PodSandbox {
         messages::pod(record, &self.paths, ips)
     }
@@ -91,7 +102,9 @@ impl Node {
 
     /// Asks plugins about a pod that is about to be ready.
     pub(crate) async fn plugins_run(&self, sandbox: &Sandbox, ips: &[IpAddr]) -> Result<(), CallError> {
-        let Some(link) = self.nri.get() else { return Ok(()) };
+        let Some(link) = self.listeners(|| sandbox.told.set_made()) else {
+            return Ok(());
+        };
         let turn = link.nri.turn().await;
         sandbox.told.set_made();
         if turn.is_empty() {
@@ -103,8 +116,10 @@ impl Node {
 
     /// Tells plugins, once, that a pod's containers have stopped and the rest of it will.
     pub(crate) async fn plugins_stop(&self, sandbox: &Sandbox) {
-        let Some(link) = self.nri.get() else { return };
         let told = &sandbox.told;
+        let Some(link) = self.listeners(|| told.set_stopped()) else {
+            return;
+        };
         if !told.is_made() {
             return;
         }
@@ -121,8 +136,10 @@ impl Node {
 
     /// Tells plugins, once, that a pod goes.
     pub(crate) async fn plugins_remove(&self, sandbox: &Sandbox) {
-        let Some(link) = self.nri.get() else { return };
         let told = &sandbox.told;
+        let Some(link) = self.listeners(|| told.set_stopped()) else {
+            return;
+        };
         if !told.is_made() {
             return;
         }
@@ -139,7 +156,7 @@ impl Node {
 
     /// Whether plugins have a say about a new container. Without any, it is noted for those that join later.
     pub(crate) async fn plugins_listen(&self, container: &Container) -> bool {
-        let Some(link) = self.nri.get() else {
+        let Some(link) = self.listeners(|| container.told.set_made()) else {
             return false;
         };
         let turn = link.nri.turn().await;
@@ -213,7 +230,7 @@ impl Node {
 
     /// Tells plugins of something about a container that they have no say in.
     pub(crate) async fn plugins_hear(&self, container: &Container, event: Event) {
-        let Some(link) = self.nri.get() else { return };
+        let Some(link) = self.listeners(|| ()) else { return };
         if link.nri.turn().await.is_empty() {
             return;
         }
@@ -232,7 +249,7 @@ impl Node {
         &self,
         container: &'a Container,
     ) -> Result<Option<tokio::sync::MutexGuard<'a, ()>>, CallError> {
-        let Some(link) = self.nri.get() else {
+        let Some(link) = self.listeners(|| ()) else {
             return Ok(None);
         };
         if link.nri.turn().await.is_empty() {
@@ -251,8 +268,10 @@ impl Node {
 
     /// Tells plugins, once, that a container has stopped, and changes others as they wish.
     pub(crate) async fn plugins_stopped(self: &Arc<Self>, container: &Container) {
-        let Some(link) = self.nri.get() else { return };
         let told = &container.told;
+        let Some(link) = self.listeners(|| told.set_stopped()) else {
+            return;
+        };
         if !told.is_made() {
             return;
         }
@@ -279,7 +298,8 @@ impl Node {
 
     /// [`Node::plugins_stopped`] in the background, for where an end is heard of.
     pub(crate) fn plugins_hear_end(&self, container: &Container) {
-        let Some(node) = self.nri.get().and_then(|link| link.node.upgrade()) else {
+        let link = self.listeners(|| container.told.set_stopped());
+        let Some(node) = link.and_then(|link| link.node.upgrade()) else {
             return;
         };
         if let Some(container) = self.store.container_by_id(container.id.as_str()) {
@@ -289,7 +309,7 @@ impl Node {
 
     /// Tells plugins, once, that a container goes; before that, that it has stopped.
     pub(crate) async fn plugins_removed(self: &Arc<Self>, container: &Container) {
-        if self.nri.get().is_none() || !container.told.is_made() {
+        if self.listeners(|| container.told.set_stopped()).is_none() || !container.told.is_made() {
             return;
         }
         self.plugins_stopped(container).await;
@@ -307,7 +327,7 @@ impl Node {
         let plain = |asked: v1::LinuxContainerResources| -> Result<_, CallError> {
             Ok((linux_resources(&asked, &self.host)?, asked))
         };
-        let Some(link) = self.nri.get() else {
+        let Some(link) = self.listeners(|| ()) else {
             return plain(asked);
         };
         if link.nri.turn().await.is_empty() {
@@ -339,7 +359,9 @@ impl Node {
         sandbox: &Sandbox,
         limits: &crate::store::PodLimits,
     ) -> Result<(), CallError> {
-        let Some(link) = self.nri.get() else { return Ok(()) };
+        let Some(link) = self.listeners(|| ()) else {
+            return Ok(());
+        };
         let turn = link.nri.turn().await;
         if turn.is_empty() {
             return Ok(());
@@ -352,7 +374,7 @@ impl Node {
 
     /// Tells plugins of a pod's new limits.
     pub(crate) async fn plugins_updated_pod(&self, sandbox: &Sandbox) {
-        let Some(link) = self.nri.get() else { return };
+        let Some(link) = self.listeners(|| ()) else { return };
         let turn = link.nri.turn().await;
         if !turn.is_empty() {
             let pod = self.pod_message(&sandbox.record(), None);
