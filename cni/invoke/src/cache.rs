@@ -10,10 +10,12 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cni_types::{NetworkList, RuntimeConfig};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -197,13 +199,26 @@ impl Cache {
         Ok(networks)
     }
 
-    /// Removes half-written files that a killed process left.
-    pub(crate) fn sweep(&self) {
+    /// Removes half-written files that a killed process left, and what a power cut left of entries: files that no
+    /// longer hold JSON and were last written before `booted`. A younger one may be another runtime's that is being
+    /// written.
+    pub(crate) fn sweep(&self, booted: SystemTime) {
         let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
         };
         for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(".new-") {
+            let is_old = || {
+                entry
+                    .metadata()
+                    .and_then(|meta| meta.modified())
+                    .is_ok_and(|at| at < booted)
+            };
+            let is_torn = || {
+                fs::read(entry.path())
+                    .is_ok_and(|bytes| serde_json::from_slice::<IgnoredAny>(&bytes).is_err())
+            };
+            let is_half = entry.file_name().to_string_lossy().starts_with(".new-");
+            if is_half || (is_old() && is_torn()) {
                 // What can't be removed now is tried again at the next sweep.
                 let _ = fs::remove_file(entry.path());
             }
@@ -344,8 +359,14 @@ mod tests {
         fs::write(dir.path().join("results/pods-c-2-eth0"), "{").unwrap();
         fs::write(dir.path().join("results/.new-1-1"), "{").unwrap();
         assert_eq!(cache.all().unwrap().len(), 1);
-        cache.sweep();
+        let torn = dir.path().join("results/pods-c-2-eth0");
+        cache.sweep(SystemTime::UNIX_EPOCH);
         assert!(!dir.path().join("results/.new-1-1").exists());
+        // What was written since the boot may be another runtime's that is being written.
+        assert!(torn.exists());
+        cache.sweep(SystemTime::now() + std::time::Duration::from_secs(1));
+        assert!(!torn.exists());
+        assert_eq!(cache.all().unwrap().len(), 1);
         cache.remove("pods", "c-1", "eth0").unwrap();
         cache.remove("pods", "c-1", "eth0").unwrap();
         assert!(cache.all().unwrap().is_empty());

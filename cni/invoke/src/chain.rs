@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use cni_types::{
@@ -170,11 +170,16 @@ impl Cni {
             .find(likely.as_deref(), &attachment.container_id, &attachment.ifname)?
         {
             Some(cached) => self.del_cached(&merged(cached, attachment)),
-            // Not in the cache: nothing of ours was ever begun. A chain that is configured may still clean up.
+            // Not in the cache: nothing of ours was ever begun, or a power cut took what the entry said. A chain that
+            // is configured may still clean up, and what is left of an entry goes.
             None => match current {
-                Ok(list) => self
-                    .run_del(&list, attachment, &attachment.runtime, None, list.plugins.len())
-                    .map_err(|source| exec_error("remove the container from", &list, source)),
+                Ok(list) => {
+                    self.run_del(&list, attachment, &attachment.runtime, None, list.plugins.len())
+                        .map_err(|source| exec_error("remove the container from", &list, source))?;
+                    self.cache
+                        .remove(&list.name, &attachment.container_id, &attachment.ifname)?;
+                    Ok(())
+                }
                 Err(_) => Ok(()),
             },
         }
@@ -252,15 +257,16 @@ impl Cni {
     }
 
     /// Removes every attachment of this runtime that isn't in `valid` (container id, interface): those in the cache by
-    /// DEL, then, from CNI 1.1 on, whatever the plugins themselves still hold for nobody. The caller lists every sandbox
-    /// that it intends to keep or to create; no ADD runs meanwhile.
+    /// DEL, then whatever the plugins themselves still hold for nobody: from CNI 1.1 on all of them are asked, before it
+    /// only the built-in ones, which know the command in every version. The caller lists every sandbox that it intends
+    /// to keep or to create; no ADD runs meanwhile.
     ///
     /// Attachments that another runtime has in the same cache stay. While it has any of this network, the plugins aren't
     /// asked to clear up: libcni writes an entry only when an ADD has succeeded, so an attachment in the making would
     /// seem to be nobody's. What remains open is another runtime's very first ADD on the network.
     pub fn gc(&self, valid: &[(String, String)]) -> Result<(), NetworkError> {
         let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        self.cache.sweep();
+        self.cache.sweep(booted());
         let keep: BTreeSet<(&str, &str)> = valid.iter().map(|(id, ifname)| (&**id, &**ifname)).collect();
         let mut failures = Vec::new();
         for cached in self.cache.all()?.iter().filter(|cached| cached.ours) {
@@ -272,7 +278,6 @@ impl Cni {
             }
         }
         if let Ok(list) = self.load()
-            && list.version.has_gc_and_status()
             && !list.disable_gc
         {
             if self.cache.foreign_networks()?.contains(&list.name) {
@@ -298,7 +303,10 @@ impl Cni {
             .collect();
         let nobody = Attachment::default();
         let mut failures = Vec::new();
-        for plugin in &list.plugins {
+        let is_asked = |plugin: &&PluginConfig| {
+            list.version.has_gc_and_status() || self.runner.is_builtin(&plugin.plugin)
+        };
+        for plugin in list.plugins.iter().filter(is_asked) {
             let mut config = plugin.with_runtime(list, &Map::new(), None);
             for key in VALID_KEYS {
                 config[key] = json!(valid);
@@ -427,4 +435,13 @@ fn merged(mut cached: Cached, now: &Attachment) -> Cached {
 fn is_netns(path: &Path) -> bool {
     // A pin whose mount is gone (after a reboot, say) is an ordinary file, not one of nsfs.
     !path.as_os_str().is_empty() && statfs(path).is_ok_and(|fs| fs.filesystem_type() == NSFS_MAGIC)
+}
+/// When this machine was started, by the clock as it stands; the beginning of time where that can't be told.
+fn booted() -> SystemTime {
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split(' ').next().and_then(|word| word.parse().ok());
+    seconds
+        .and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok())
+        .and_then(|up| SystemTime::now().checked_sub(up))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
 }

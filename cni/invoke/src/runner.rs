@@ -59,6 +59,10 @@ impl PluginExec for Runner {
         self.choose(plugin).is_some()
     }
 
+    fn is_builtin(&self, plugin: &str) -> bool {
+        matches!(self.choose(plugin), Some(Choice::Builtin(_)))
+    }
+
     fn exec(
         &self,
         plugin: &str,
@@ -106,6 +110,9 @@ mod tests {
     impl PluginExec for Bridge {
         fn provides(&self, plugin: &str) -> bool {
             plugin == "bridge"
+        }
+        fn is_builtin(&self, plugin: &str) -> bool {
+            self.provides(plugin)
         }
         fn exec(&self, _: &str, _: &Invocation, _: &dyn PluginExec) -> Result<Option<Value>, ExecError> {
             Ok(None)

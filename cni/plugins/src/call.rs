@@ -170,6 +170,11 @@ impl<'a> Call<'a> {
             .collect())
     }
 
+    /// Whether a plugin that this one calls is code of this process.
+    pub(crate) fn is_builtin(&self, plugin: &str) -> bool {
+        self.delegate.is_builtin(plugin)
+    }
+
     /// Hands the same call to the IPAM plugin.
     pub(crate) fn ipam(&self, plugin: &str, command: Command) -> Result<Option<AddResult>, PluginError> {
         let mut invocation = self.invocation.clone();

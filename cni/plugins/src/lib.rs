@@ -67,6 +67,10 @@ impl PluginExec for Builtin {
         plugin(name).is_some()
     }
 
+    fn is_builtin(&self, name: &str) -> bool {
+        self.provides(name)
+    }
+
     fn exec(
         &self,
         name: &str,

@@ -155,6 +155,9 @@ pub trait PluginExec: Send + Sync {
     /// Whether this one can run plugins of that type.
     fn provides(&self, plugin: &str) -> bool;
 
+    /// Whether this one runs plugins of that type inside this process.
+    fn is_builtin(&self, plugin: &str) -> bool;
+
     /// Runs one call to its end. `delegate` runs the plugins that this one calls itself (IPAM). The answer is the
     /// JSON that the plugin prints: a result for ADD, versions for VERSION, else usually nothing.
     fn exec(

@@ -97,7 +97,9 @@ impl Plugin for Bridge {
         ruleset::MASQUERADE.remove_of(&mut nft, &call.network, |owner| !valid.contains(owner))?;
         spoof::LAYOUT.remove_of(&mut nft, &call.network, |owner| !valid.contains(owner))?;
         match config.ipam() {
-            Some(ipam) if call.version.has_gc_and_status() => call.ipam(ipam, Command::Gc).map(drop),
+            Some(ipam) if call.version.has_gc_and_status() || call.is_builtin(ipam) => {
+                call.ipam(ipam, Command::Gc).map(drop)
+            }
             _ => Ok(()),
         }
     }

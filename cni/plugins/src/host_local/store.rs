@@ -294,6 +294,11 @@ impl Store {
             });
             if !same {
                 match self.read(ip)? {
+                    // Written and never flushed before the power went. Nobody writes now, because the lock is ours.
+                    Some(text) if is_blank(&text) => {
+                        self.remove(ip)?;
+                        continue;
+                    }
                     Some(text) => drop(self.files.insert(ip, Known::new(&entry, text))),
                     None => continue,
                 }
@@ -372,6 +377,11 @@ impl Store {
     }
 }
 
+/// Whether a file names nobody: a power cut leaves files empty, or as long as they were and full of zeros.
+fn is_blank(text: &str) -> bool {
+    text.chars().all(|c| c == '\0' || c.is_whitespace())
+}
+
 fn content(owner: &Owner) -> String {
     format!("{}\r\n{}", owner.container_id, owner.ifname)
 }
@@ -433,6 +443,22 @@ mod tests {
             store.allocate(0, &v4, None, &owner).unwrap().0.to_string(),
             "10.9.0.3"
         );
+    }
+
+    #[test]
+    fn addresses_that_name_nobody_are_free() {
+        let dir = tempfile::tempdir().unwrap();
+        for (ip, content) in [
+            ("10.1.0.2", ""),
+            ("10.1.0.3", "\0\0\0\0"),
+            ("10.1.0.4", "c1\r\neth0"),
+        ] {
+            fs::write(dir.path().join(ip), content).unwrap();
+        }
+        let store = Store::open(dir.path()).unwrap();
+        let left: Vec<IpAddr> = store.files.keys().copied().collect();
+        assert_eq!(left, ["10.1.0.4".parse::<IpAddr>().unwrap()]);
+        assert!(!dir.path().join("10.1.0.2").exists() && !dir.path().join("10.1.0.3").exists());
     }
 
     #[test]
