@@ -79,7 +79,11 @@ impl Cri {
     }
 
     pub(crate) async fn version(&mut self) -> Result<()> {
-        answer("Version", self.runtime.version(VersionRequest::default())).await?;
+        answer(
+            "Version",
+            Box::pin(self.runtime.version(VersionRequest::default())),
+        )
+        .await?;
         Ok(())
     }
 
@@ -88,7 +92,11 @@ impl Cri {
             image: Some(spec(image)),
             ..Default::default()
         };
-        answer(&format!("PullImage of {image}"), self.images.pull_image(request)).await?;
+        answer(
+            &format!("PullImage of {image}"),
+            Box::pin(self.images.pull_image(request)),
+        )
+        .await?;
         Ok(())
     }
 
@@ -97,14 +105,14 @@ impl Cri {
             image: Some(spec(image)),
         };
         let what = format!("RemoveImage of {image}");
-        answer(&what, self.images.remove_image(request)).await?;
+        answer(&what, Box::pin(self.images.remove_image(request))).await?;
         Ok(())
     }
 
     /// The names of all images.
     pub(crate) async fn image_names(&mut self) -> Result<Vec<String>> {
         let request = ListImagesRequest::default();
-        let images = answer("ListImages", self.images.list_images(request))
+        let images = answer("ListImages", Box::pin(self.images.list_images(request)))
             .await?
             .images;
         Ok(images.into_iter().flat_map(|image| image.repo_tags).collect())
@@ -116,7 +124,7 @@ impl Cri {
             runtime_handler: String::new(),
         };
         let what = format!("RunPodSandbox of {name}");
-        let sandbox = answer(&what, self.runtime.run_pod_sandbox(request)).await?;
+        let sandbox = answer(&what, Box::pin(self.runtime.run_pod_sandbox(request))).await?;
         Ok(sandbox.pod_sandbox_id)
     }
 
@@ -144,7 +152,7 @@ impl Cri {
             sandbox_config: Some(pod(pod_name, 1)),
         };
         let what = format!("CreateContainer of {image}");
-        let container = answer(&what, self.runtime.create_container(request)).await?;
+        let container = answer(&what, Box::pin(self.runtime.create_container(request))).await?;
         Ok(container.container_id)
     }
 
@@ -152,7 +160,7 @@ impl Cri {
         let request = StartContainerRequest {
             container_id: container.to_owned(),
         };
-        answer("StartContainer", self.runtime.start_container(request)).await?;
+        answer("StartContainer", Box::pin(self.runtime.start_container(request))).await?;
         Ok(())
     }
 
@@ -163,9 +171,12 @@ impl Cri {
                 container_id: container.to_owned(),
                 verbose: false,
             };
-            let status = answer("ContainerStatus", self.runtime.container_status(request))
-                .await?
-                .status;
+            let status = answer(
+                "ContainerStatus",
+                Box::pin(self.runtime.container_status(request)),
+            )
+            .await?
+            .status;
             let status = status.context("ContainerStatus: no status")?;
             if status.state == ContainerState::ContainerExited as i32 {
                 return Ok(status.exit_code);
@@ -179,14 +190,18 @@ impl Cri {
         let request = RemoveContainerRequest {
             container_id: container.to_owned(),
         };
-        answer("RemoveContainer", self.runtime.remove_container(request)).await?;
+        answer(
+            "RemoveContainer",
+            Box::pin(self.runtime.remove_container(request)),
+        )
+        .await?;
         Ok(())
     }
 
     /// The IDs of all pods.
     pub(crate) async fn pods(&mut self) -> Result<Vec<String>> {
         let request = ListPodSandboxRequest::default();
-        let pods = answer("ListPodSandbox", self.runtime.list_pod_sandbox(request))
+        let pods = answer("ListPodSandbox", Box::pin(self.runtime.list_pod_sandbox(request)))
             .await?
             .items;
         Ok(pods.into_iter().map(|pod| pod.id).collect())
@@ -197,9 +212,13 @@ impl Cri {
         let stop = StopPodSandboxRequest {
             pod_sandbox_id: pod_sandbox_id.clone(),
         };
-        answer("StopPodSandbox", self.runtime.stop_pod_sandbox(stop)).await?;
+        answer("StopPodSandbox", Box::pin(self.runtime.stop_pod_sandbox(stop))).await?;
         let remove = RemovePodSandboxRequest { pod_sandbox_id };
-        answer("RemovePodSandbox", self.runtime.remove_pod_sandbox(remove)).await?;
+        answer(
+            "RemovePodSandbox",
+            Box::pin(self.runtime.remove_pod_sandbox(remove)),
+        )
+        .await?;
         Ok(())
     }
 
@@ -211,9 +230,12 @@ impl Cri {
         let left = self.pods().await?;
         ensure!(left.is_empty(), "pods stay after their removal: {left:?}");
         let containers = ListContainersRequest::default();
-        let containers = answer("ListContainers", self.runtime.list_containers(containers))
-            .await?
-            .containers;
+        let containers = answer(
+            "ListContainers",
+            Box::pin(self.runtime.list_containers(containers)),
+        )
+        .await?
+        .containers;
         ensure!(
             containers.is_empty(),
             "containers stay after their pods' removal: {containers:?}"
