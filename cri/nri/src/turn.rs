@@ -1,4 +1,5 @@
-//! The word: while it is held, nobody else tells plugins anything, and none joins.
+//! The word: while it is held, nobody else tells plugins anything, and none joins. Where plugins may want something of
+//! other containers, the caller keeps it until that is done.
 
 use prost::Message;
 use tokio::sync::MutexGuard;
@@ -132,7 +133,11 @@ impl<'a> Turn<'a> {
     ///
     /// # Errors
     /// A plugin refuses the container, two plugins want the same thing, or a validator rejects what others want.
-    pub async fn create_container(self, pod: PodSandbox, container: Container) -> Result<Adjusted, NriError> {
+    pub async fn create_container(
+        &self,
+        pod: PodSandbox,
+        container: Container,
+    ) -> Result<Adjusted, NriError> {
         let mut creation = Creation::new(container.clone());
         let mut asked = Vec::new();
         for plugin in self.plugins.iter() {
@@ -210,7 +215,7 @@ impl<'a> Turn<'a> {
     /// # Errors
     /// A plugin refuses them, or two plugins want the same thing.
     pub async fn update_container(
-        self,
+        &self,
         pod: PodSandbox,
         container: Container,
         resources: LinuxResources,
@@ -243,7 +248,7 @@ impl<'a> Turn<'a> {
     /// Tells that a container has stopped; what plugins want of others now, and what the first of them that failed
     /// said. All are told.
     pub async fn stop_container(
-        self,
+        &self,
         pod: PodSandbox,
         container: Container,
     ) -> (Vec<ContainerUpdate>, Result<(), NriError>) {

@@ -10,6 +10,7 @@ mod link;
 mod messages;
 #[cfg(test)]
 mod tests;
+mod updates;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub struct Told {
     removed: OnceCell<()>,
     /// Held while its start is told, so that its end is told later.
     starting: Mutex<()>,
+    /// Limits that wait until it is made.
+    updates: updates::Waiting,
 }
 
 impl Told {
@@ -196,7 +199,9 @@ impl Node {
         });
         let spec = adjusted.await?;
         self.note_adjustment(container, &spec, wish.adjust.linux.unwrap_or_default())?;
-        self.apply_updates(container.id.as_str(), wish.updates).await?;
+        // Before anybody else has the word, so that limits are set in the order in which they were wished.
+        self.apply_updates(container.id.as_str(), wish.updates).await;
+        drop(turn);
         self.evict(wish.evict);
         Ok(spec)
     }
@@ -282,16 +287,11 @@ impl Node {
             }
             let message = self.container_message(container).await;
             let pod = self.pod_message_of(container);
-            let (updates, result) = link.nri.turn().await.stop_container(pod, message).await;
+            let turn = link.nri.turn().await;
+            let (updates, result) = turn.stop_container(pod, message).await;
             let id = container.id.as_str();
             log("StopContainer", id, result);
-            if let Err(error) = self.apply_updates(id, updates).await {
-                tracing::warn!(
-                    id,
-                    error = error.chain(),
-                    "failed to update what NRI plugins wished"
-                );
-            }
+            self.apply_updates(id, updates).await;
         };
         Box::pin(told.stopped.get_or_init(|| tell)).await;
     }
@@ -344,7 +344,8 @@ impl Node {
         let mut resources = oci_spec::runtime::LinuxResources::default();
         resources.set_devices(None);
         limits::lay_over(&mut resources, &wish.resources, &self.host)?;
-        self.apply_updates(container.id.as_str(), wish.others).await?;
+        self.apply_updates(container.id.as_str(), wish.others).await;
+        drop(turn);
         self.evict(wish.evict);
         let cri = v1::LinuxContainerResources {
             oom_score_adj: asked.oom_score_adj,

@@ -267,6 +267,7 @@ impl Node {
         self.live_shim(sandbox)?;
         // Unsettled, it would be undone at the next start although its caller was told of it.
         entry.settle(Operation::Create)?;
+        Box::pin(self.plugins_waited(container)).await;
         self.announce(id, ContainerEventType::ContainerCreatedEvent, sandbox);
         self.plugins_hear(container, Event::PostCreateContainer).await;
         Ok(())

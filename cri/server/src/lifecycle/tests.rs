@@ -2,6 +2,8 @@
 //! finds is put right. Namespaces and mounts that need a kernel of their own are left to the end-to-end tests: the
 //! pods here use the node's IPC namespace and name a cgroup parent.
 
+mod plugins;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};

@@ -7,10 +7,7 @@ use async_trait::async_trait;
 use cri_nri::v1alpha1::{ContainerEviction, ContainerUpdate};
 use cri_nri::{Nri, NriConfig, Runtime, StartError, State};
 
-use super::limits;
 use crate::config::NriSettings;
-use crate::errors::CallError;
-use crate::lifecycle::phase_name;
 use crate::node::Node;
 use crate::store::{ContainerPhase, SandboxPhase};
 
@@ -111,47 +108,6 @@ impl Node {
             }
         }
         state
-    }
-
-    /// Changes limits as plugins wish, after something happened to the container `cause`.
-    pub(super) async fn apply_updates(
-        self: &Arc<Self>,
-        cause: &str,
-        updates: Vec<ContainerUpdate>,
-    ) -> Result<(), CallError> {
-        for update in updates {
-            match self.apply_update(&update).await {
-                Err(error) if update.ignore_failure => {
-                    let (id, error) = (&update.container_id, error.chain());
-                    tracing::warn!(cause, id, error, "an update that NRI plugins wish failed; it may");
-                }
-                other => other?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn apply_update(self: &Arc<Self>, update: &ContainerUpdate) -> Result<(), CallError> {
-        let container = self.store.find_container(&update.container_id)?;
-        let phase = container.record().phase.clone();
-        if !matches!(
-            phase,
-            ContainerPhase::Created { .. } | ContainerPhase::Running { .. }
-        ) {
-            let state = phase_name(&phase);
-            return Err(CallError::State(format!("container {} is {state}", container.id)));
-        }
-        let wish = update
-            .linux
-            .clone()
-            .unwrap_or_default()
-            .resources
-            .unwrap_or_default();
-        let mut resources = oci_spec::runtime::LinuxResources::default();
-        resources.set_devices(None);
-        limits::lay_over(&mut resources, &wish, &self.host)?;
-        self.set_limits(&container, &resources, &limits::to_cri(&wish))
-            .await
     }
 
     /// Stops containers in the background, without a grace period.
