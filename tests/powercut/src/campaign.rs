@@ -118,6 +118,16 @@ enum Moment {
     Never,
 }
 
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recovering(after) => write!(f, "{after:?} into the recovery"),
+            Self::Working(after) => write!(f, "{after:?} into the work"),
+            Self::Never => f.write_str("none"),
+        }
+    }
+}
+
 fn moment(random: &mut Random) -> Moment {
     if random.percent(EARLY) {
         Moment::Recovering(Duration::from_millis(random.below(EARLY_LONGEST)))
@@ -254,7 +264,7 @@ impl<'w> Shared<'w> {
             let seconds = begun.elapsed().as_secs_f64();
             match outcome {
                 Outcome::Found(finding) => return Ok(Some(format!("{kind}, after cut {cut}: {finding}"))),
-                Outcome::Cut => println!("powercut: {kind}, cut {}: {moment:?} ({seconds:.1} s)", cut + 1),
+                Outcome::Cut => println!("powercut: {kind}, cut {}: {moment} ({seconds:.1} s)", cut + 1),
                 Outcome::Ended => println!("powercut: {kind}: whole and empty in the end ({seconds:.1} s)"),
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -57,8 +57,13 @@ fn list(dir: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
 
 fn entry(root: &Path, path: &Path, sum: &mut Sha256, read: &mut Contents) -> Result<()> {
     let of = fs::symlink_metadata(path)?;
-    // The root's time changes when its parent is made, which no container sees.
-    let time = if path == root { 0 } else { of.mtime() };
+    // No container sees the root's own time, nor a whiteout, which is as old as its unpacking.
+    let is_whiteout = of.file_type().is_char_device() && of.rdev() == 0;
+    let time = if path == root || is_whiteout {
+        0
+    } else {
+        of.mtime()
+    };
     let name = path.strip_prefix(root)?;
     sum.update(format!(
         "{name:?} {:o} {}:{} {} {time}\n",
