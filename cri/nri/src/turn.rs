@@ -12,9 +12,9 @@ use crate::merge::{Changes, Creation};
 use crate::plugin::Plugin;
 use crate::v1alpha1::{
     Container, ContainerAdjustment, ContainerEviction, ContainerUpdate, CreateContainerRequest,
-    CreateContainerResponse, Event, LinuxResources, PluginInstance, PodSandbox, RunPodSandboxRequest,
-    StartContainerRequest, StopContainerRequest, StopContainerResponse, UpdateContainerRequest,
-    UpdateContainerResponse, UpdatePodSandboxRequest, UpdatePodSandboxResponse,
+    CreateContainerResponse, Event, FieldOwners, LinuxResources, PluginInstance, PodSandbox,
+    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopContainerResponse,
+    UpdateContainerRequest, UpdateContainerResponse, UpdatePodSandboxRequest, UpdatePodSandboxResponse,
     ValidateContainerAdjustmentRequest, ValidateContainerAdjustmentResponse,
 };
 
@@ -23,6 +23,8 @@ use crate::v1alpha1::{
 pub struct Adjusted {
     /// Of itself.
     pub adjust: ContainerAdjustment,
+    /// Which plugin wants what of it.
+    pub owners: FieldOwners,
     /// Of others.
     pub updates: Vec<ContainerUpdate>,
     /// Who shall go.
@@ -154,9 +156,11 @@ impl<'a> Turn<'a> {
                 creation.apply(&plugin.title(), wish)?;
             }
         }
+        let id = container.id.clone();
         self.validate(pod, container, &creation, asked).await?;
         Ok(Adjusted {
             adjust: creation.adjust,
+            owners: creation.changes.owners.owners.remove(&id).unwrap_or_default(),
             updates: creation.changes.updates,
             evict: creation.evict,
         })

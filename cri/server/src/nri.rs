@@ -5,6 +5,7 @@
 //! its list or hears of it, and never neither. Ends are told once, whoever brings them about.
 
 mod adjust;
+mod cgroup;
 mod limits;
 mod link;
 mod messages;
@@ -19,7 +20,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cri_api::v1;
 use cri_nri::v1alpha1 as nri;
 use cri_nri::v1alpha1::Event;
-use oci_runtime_cgroups::CgroupDriver;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use tokio::sync::{Mutex, OnceCell};
 
@@ -198,7 +198,12 @@ impl Node {
             Ok(spec)
         });
         let spec = adjusted.await?;
-        self.note_adjustment(container, &spec, wish.adjust.linux.unwrap_or_default())?;
+        self.note_adjustment(
+            container,
+            &spec,
+            wish.adjust.linux.unwrap_or_default(),
+            &wish.owners,
+        )?;
         // Before anybody else has the word, so that limits are set in the order in which they were wished.
         self.apply_updates(container.id.as_str(), wish.updates).await;
         drop(turn);
@@ -212,6 +217,7 @@ impl Node {
         container: &Container,
         spec: &Spec,
         wish: nri::LinuxContainerAdjustment,
+        owners: &nri::FieldOwners,
     ) -> Result<(), CallError> {
         let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone());
         let own_pid_namespace = namespaces
@@ -219,7 +225,7 @@ impl Node {
             .flatten()
             .any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none());
         if !wish.cgroups_path.is_empty() {
-            check_cgroup(&wish.cgroups_path, self.config().cgroup.driver.into())?;
+            self.check_cgroup(container, &wish.cgroups_path, &cgroup::who(owners))?;
         }
         container.entry.update(|record| {
             record.own_pid_namespace = own_pid_namespace;
@@ -383,23 +389,4 @@ impl Node {
             log("PostUpdatePodSandbox", sandbox.id.as_str(), result);
         }
     }
-}
-
-/// A cgroup that plugins choose must be one that the driver can make.
-fn check_cgroup(path: &str, driver: CgroupDriver) -> Result<(), AdjustError> {
-    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
-    let good = CgroupDriver::of(path) == driver
-        && match driver {
-            CgroupDriver::Cgroupfs => path
-                .strip_prefix('/')
-                .is_some_and(|rest| rest.split('/').all(plain)),
-            CgroupDriver::Systemd => oci_runtime_cgroups::Cgroup::path_of(path).is_ok(),
-        };
-    if good {
-        return Ok(());
-    }
-    Err(AdjustError::Invalid {
-        what: "a cgroup",
-        problem: format!("`{path}` is not a path that the cgroup driver could make"),
-    })
 }

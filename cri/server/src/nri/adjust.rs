@@ -30,6 +30,19 @@ pub enum AdjustError {
         /// What is wrong.
         problem: String,
     },
+    /// It isn't free.
+    #[error(
+        "NRI plugin `{plugin}` asks for cgroup `{path}`, but {problem}; have it choose another one, that is new and the \
+         container's alone, or none"
+    )]
+    Cgroup {
+        /// `index-name`.
+        plugin: String,
+        /// The cgroup.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// As the CRI's own limits are refused.
     #[error("NRI plugins ask for limits that are not possible")]
     Limits(#[from] SpecError),

@@ -6,7 +6,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::json;
 
 use super::adjust::{AdjustError, Ground, adjust};
-use super::{check_cgroup, limits, messages};
+use super::{limits, messages};
 use crate::spec::{HostFacts, Peering};
 use crate::store::testing;
 
@@ -446,22 +446,6 @@ fn what_this_runtime_does_not_have_is_refused_by_name() {
         }),
         "an RDT group",
     );
-}
-
-#[test]
-fn a_cgroup_must_be_one_that_the_driver_makes() {
-    use oci_runtime_cgroups::CgroupDriver::{Cgroupfs, Systemd};
-    check_cgroup("/pods/x/y", Cgroupfs).unwrap();
-    check_cgroup("a.slice:orlop:b", Systemd).unwrap();
-    for (path, driver) in [
-        ("/pods/../x", Cgroupfs),
-        ("/", Cgroupfs),
-        ("pods/x", Cgroupfs),
-        ("a.slice:orlop:b", Cgroupfs),
-        ("/pods/x", Systemd),
-    ] {
-        assert!(check_cgroup(path, driver).is_err(), "{path}");
-    }
 }
 
 #[test]
