@@ -13,6 +13,8 @@ mod resources;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use crate::error::NriError;
 use crate::owners::Owners;
 use crate::v1alpha1::{
@@ -242,12 +244,15 @@ pub struct Changes {
     pub updates: Vec<ContainerUpdate>,
     /// Who wants what.
     pub owners: OwningPlugins,
+    /// Where each container's entry is.
+    places: BTreeMap<String, usize>,
 }
 
 impl Changes {
     /// Begins with an update that the CRI asks for; no plugin owns any of it.
     pub fn of(container: &str, resources: LinuxResources) -> Self {
         let mut changes = Self::default();
+        changes.places.insert(container.to_owned(), 0);
         changes.updates.push(ContainerUpdate {
             container_id: container.to_owned(),
             linux: Some(LinuxContainerUpdate {
@@ -264,19 +269,26 @@ impl Changes {
     /// It wants what another has set, and doesn't say that this may be ignored.
     pub fn apply(&mut self, plugin: &str, wishes: Vec<ContainerUpdate>) -> Result<(), NriError> {
         for wish in wishes {
-            // On copies: of a wish that may fail, either all is taken or nothing.
-            let mut owners = self.owners.clone();
             let wanted = wish.linux.unwrap_or_default().resources.unwrap_or_default();
-            match claim(&mut Owners::of(&mut owners, &wish.container_id, plugin), &wanted) {
-                Ok(()) => self.owners = owners,
-                Err(_) if wish.ignore_failure => continue,
-                Err(error) => return Err(error),
+            let before = self.owners.owners.get(&wish.container_id).cloned();
+            let claimed = claim(
+                &mut Owners::of(&mut self.owners, &wish.container_id, plugin),
+                &wanted,
+            );
+            if let Err(error) = claimed {
+                // Of a wish that may fail, either all is taken or nothing.
+                match before {
+                    Some(before) => self.owners.owners.insert(wish.container_id, before),
+                    None => self.owners.owners.remove(&wish.container_id),
+                };
+                if wish.ignore_failure {
+                    continue;
+                }
+                return Err(error);
             }
-            let known = self
-                .updates
-                .iter_mut()
-                .find(|update| update.container_id == wish.container_id);
-            match known {
+            let next = self.updates.len();
+            let at = *self.places.entry(wish.container_id.clone()).or_insert(next);
+            match self.updates.get_mut(at) {
                 Some(update) => {
                     update.ignore_failure &= wish.ignore_failure;
                     let linux = update.linux.get_or_insert_default();

@@ -370,6 +370,51 @@ fn updates_of_others_are_merged_by_container() {
 }
 
 #[test]
+fn a_wish_that_fails_leaves_no_owner_of_any_part_of_it() {
+    let both = LinuxResources {
+        pids: Some(LinuxPids { limit: 5 }),
+        unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+        ..shares(9)
+    };
+    let mut changes = Changes::default();
+    changes
+        .apply("00-a", vec![update("x", shares(2), false)])
+        .unwrap();
+    let before = changes.owners.clone();
+    changes
+        .apply("01-b", vec![update("x", both.clone(), true)])
+        .unwrap();
+    assert_eq!(changes.owners, before);
+    let twice = vec![update("y", both.clone(), false), update("y", shares(1), true)];
+    changes.apply("01-b", twice).unwrap();
+    assert_eq!(changes.updates.len(), 2);
+    assert_eq!(changes.updates[1].linux.as_ref().unwrap().resources, Some(both));
+}
+
+#[test]
+fn many_updates_take_no_longer_each_than_few() {
+    let mut changes = Changes::default();
+    let many = |plugin: &str| -> Vec<_> {
+        let pids = |n| LinuxResources {
+            pids: Some(LinuxPids { limit: n }),
+            ..LinuxResources::default()
+        };
+        let wish = |n| match plugin {
+            "00-a" => shares(2),
+            _ => pids(n),
+        };
+        (0..20_000)
+            .map(|n| update(&format!("c{n}"), wish(n), false))
+            .collect()
+    };
+    for plugin in ["00-a", "01-b"] {
+        changes.apply(plugin, many(plugin)).unwrap();
+    }
+    assert_eq!(changes.updates.len(), 20_000);
+    assert_eq!(changes.updates[7].container_id, "c7");
+}
+
+#[test]
 fn a_plugin_may_change_what_the_cri_asks_for() {
     let mut changes = Changes::of("x", shares(2));
     changes
