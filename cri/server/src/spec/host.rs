@@ -127,19 +127,21 @@ fn swap_accounting(cgroup_v2: bool) -> bool {
     if !cgroup_v2 {
         return Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
     }
-    // The root has no memory.swap.max; a child has it if accounting is on. Our own cgroup is such a child, unless the
-    // daemon runs in the root, where the kernel's default (on) is assumed.
+    // Without /proc, as in the root, where the kernel's default (on) is assumed.
     let own = read_trimmed("/proc/self/cgroup").unwrap_or_default();
-    let own = own
-        .lines()
-        .find_map(|l| l.strip_prefix("0::"))
-        .unwrap_or("/")
-        .to_owned();
-    own == "/"
-        || Path::new("/sys/fs/cgroup")
-            .join(own.trim_start_matches('/'))
-            .join("memory.swap.max")
-            .exists()
+    let own = own.lines().find_map(|l| l.strip_prefix("0::"));
+    swap_is_counted(Path::new("/sys/fs/cgroup"), own.unwrap_or("/"))
+}
+
+/// The root has no `memory.swap.max`; below, those have it that the memory controller reaches, if accounting is on. The
+/// daemon's own leaf has no controllers, so all above it are asked, too. In the root nobody can be asked, and the
+/// kernel's default (on) is assumed.
+fn swap_is_counted(mount: &Path, own: &str) -> bool {
+    let mut levels = Path::new(own.trim_start_matches('/'))
+        .ancestors()
+        .filter(|level| !level.as_os_str().is_empty())
+        .peekable();
+    levels.peek().is_none() || levels.any(|level| mount.join(level).join("memory.swap.max").exists())
 }
 
 /// The sizes as cgroup file names say them: `hugetlb.2MB.limit_in_bytes`, or on version 2 `hugepages-2048kB`.
@@ -189,6 +191,23 @@ mod tests {
         let facts = HostFacts::read().unwrap();
         assert!(facts.bounding.contains(&Capability::Chown), "{facts:?}");
         assert!(facts.recursive_read_only, "the floor is Linux 6.1");
+    }
+
+    #[test]
+    fn swap_is_counted_if_any_cgroup_above_the_own_says_so() {
+        let mount = tempfile::tempdir().unwrap();
+        let unit = mount.path().join("system.slice/orlop-cri.service");
+        fs::create_dir_all(unit.join("daemon")).unwrap();
+        let counted = |own| swap_is_counted(mount.path(), own);
+        let own = "/system.slice/orlop-cri.service/daemon";
+        assert!(!counted(own));
+        // The mount's root says nothing, whatever is in it.
+        fs::write(mount.path().join("memory.swap.max"), "").unwrap();
+        assert!(!counted(own));
+        fs::write(unit.join("memory.swap.max"), "max\n").unwrap();
+        assert!(counted(own), "the leaf without controllers isn't the one to ask");
+        assert!(!counted("/system.slice"));
+        assert!(counted("/"));
     }
 
     #[test]
