@@ -183,6 +183,7 @@ fn too_much_memory_kills_and_the_cgroup_counts_it() {
         let mut case = Case::new(&format!("/bin/sh -c '{hog}'; sleep 1000"), systemd);
         case.resources(json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } }));
         case.start();
+        assert_eq!(case.read("memory.swap.max"), "0", "nothing is left for swap");
         wait_until("the OOM killer", || {
             case.read("memory.events").contains("oom_kill 1")
         });

@@ -164,6 +164,10 @@ fn apply_unified(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Cgro
         bfq: directory.join("io.bfq.weight").exists(),
         swap: directory.join("memory.swap.max").exists(),
     };
+    let first = match resources.memory() {
+        Some(memory) => unified::plan_first(memory, offers)?,
+        None => Vec::new(),
+    };
     let writes = unified::plan(resources, offers)?;
     for (controller, file) in plan::needed_on_v2(resources) {
         if !has(controller) {
@@ -177,23 +181,24 @@ fn apply_unified(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Cgro
         path: directory.clone(),
         source: Box::new(source),
     };
+    let act = |write: &unified::Write| {
+        let path = directory.join(&write.file);
+        match files::write_once(&path, &write.value) {
+            Err(e) if write.lifts && files::is_absent(&e) => Ok(()),
+            Err(e) if files::is_absent(&e) && write.controller != "cgroup" && !has(&write.controller) => {
+                Err(missing(&write.controller, &write.file))
+            }
+            other => other.map_err(|e| CgroupError::write(&path, &write.value, e)),
+        }
+    };
+    first.iter().try_for_each(act)?;
     let manager = libcgroups::v2::manager::Manager::new(hierarchy.mount.clone(), cgroup.path()[1..].into());
     let options = ControllerOpt {
-        resources: &unified::for_libcgroups(resources, offers),
+        resources: &unified::for_libcgroups(resources),
         disable_oom_killer: false,
         oom_score_adj: None,
         freezer_state: None,
     };
     manager.and_then(|m| m.apply(&options)).map_err(failed)?;
-    for write in &writes {
-        let path = directory.join(&write.file);
-        match files::write_once(&path, &write.value) {
-            Err(e) if write.lifts && files::is_absent(&e) => {}
-            Err(e) if files::is_absent(&e) && write.controller != "cgroup" && !has(&write.controller) => {
-                return Err(missing(&write.controller, &write.file));
-            }
-            other => other.map_err(|e| CgroupError::write(&path, &write.value, e))?,
-        }
-    }
-    Ok(())
+    writes.iter().try_for_each(act)
 }

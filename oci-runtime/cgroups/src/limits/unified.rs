@@ -51,7 +51,19 @@ pub(crate) fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight.saturating_sub(10)) * 9999 / 990
 }
 
-/// What is written besides libcgroups' files.
+/// What is written before libcgroups' files: room in swap before memory's limit pushes something there, as its own order
+/// is.
+pub(super) fn plan_first(memory: &LinuxMemory, offers: Offers) -> Result<Vec<Write>, CgroupError> {
+    check_swap(memory)?;
+    let swap = swap_beside(memory).filter(|_| offers.swap);
+    let mut writes = Vec::from_iter(swap.map(|swap| write("memory", "memory.swap.max", swap)));
+    if memory.limit() == Some(-1) {
+        writes.push(lift("memory", "memory.max", "max"));
+    }
+    Ok(writes)
+}
+
+/// What is written after libcgroups' files.
 pub(super) fn plan(resources: &LinuxResources, offers: Offers) -> Result<Vec<Write>, CgroupError> {
     let mut writes = Vec::new();
     if let Some(pids) = resources.pids() {
@@ -148,9 +160,48 @@ fn plan_io(io: &LinuxBlockIo, offers: Offers, writes: &mut Vec<Write>) -> Result
     Ok(())
 }
 
-/// What libcgroups is given: the resources without what is planned here, and without a word on swap where the kernel
-/// has none and none is asked for.
-pub(super) fn for_libcgroups(resources: &LinuxResources, offers: Offers) -> LinuxResources {
+/// `memory.swap.max`: what the specification's limit of both leaves beside memory's, `max` where both are lifted.
+/// libcgroups writes nothing when nothing is left, which leaves all swap.
+fn swap_beside(memory: &LinuxMemory) -> Option<String> {
+    let limit = memory.limit().unwrap_or(0);
+    match memory.swap() {
+        // Lifting memory's limit lifts both.
+        None => (limit == -1).then(|| "max".to_owned()),
+        // "Not said", as with every limit of memory.
+        Some(0) => None,
+        Some(both) if both > 0 && limit > 0 => Some(both.saturating_sub(limit).max(0).to_string()),
+        // Memory's limit is lifted or not said: both is all that limits swap.
+        Some(both) if both > 0 => Some(both.to_string()),
+        Some(_) => Some("max".to_owned()),
+    }
+}
+
+/// What libcgroups isn't to see, but would take for a mistake.
+fn check_swap(memory: &LinuxMemory) -> Result<(), CgroupError> {
+    let refused = |swap: i64, reason: &str| {
+        Err(CgroupError::Limit {
+            limit: "memory.swap",
+            value: swap.to_string(),
+            reason: reason.to_owned(),
+        })
+    };
+    match (memory.swap(), memory.limit()) {
+        (Some(swap), _) if swap < -1 => refused(swap, "-1 is unlimited, and nothing is below"),
+        (Some(swap), None) if swap > 0 => refused(
+            swap,
+            "it limits memory and swap together, and needs a limit of memory",
+        ),
+        (Some(swap), Some(limit)) if swap > 0 && swap < limit => refused(
+            swap,
+            "it limits memory and swap together, and must not be below the limit of memory",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// What libcgroups is given: the resources without what is planned here. Lifting memory's limit would lift swap's with
+/// a file that may not be there, so a lifted one is planned here, too.
+pub(super) fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
     let mut rest = resources.clone();
     rest.set_devices(None)
         .set_pids(None)
@@ -158,10 +209,8 @@ pub(super) fn for_libcgroups(resources: &LinuxResources, offers: Offers) -> Linu
         .set_hugepage_limits(None)
         .set_rdma(None)
         .set_unified(None);
-    if let Some(memory) = rest.memory().filter(|memory| !offers.swap && !wants_swap(memory)) {
-        let mut memory = memory;
+    if let Some(mut memory) = *rest.memory() {
         memory.set_swap(None);
-        // Without one on memory, swap's would be lifted: with a file that isn't there.
         if memory.limit() == Some(-1) {
             memory.set_limit(None);
         }
@@ -257,21 +306,56 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_swap_is_told_of_it_only_when_some_is_wanted() {
-        let rest = |json: &str, swap| {
-            let offers = Offers { bfq: false, swap };
-            (*for_libcgroups(&resources(json), offers).memory()).unwrap_or_default()
+    fn swap_is_what_both_leave_beside_memory() {
+        let offers = Offers {
+            bfq: false,
+            swap: true,
         };
+        for (memory, wanted) in [
+            (r#"{"limit":10,"swap":10}"#, vec!["memory.swap.max=0"]),
+            (r#"{"limit":10,"swap":30}"#, vec!["memory.swap.max=20"]),
+            (r#"{"limit":10,"swap":-1}"#, vec!["memory.swap.max=max"]),
+            (r#"{"limit":-1}"#, vec!["memory.swap.max=max", "memory.max=max"]),
+            (
+                r#"{"limit":-1,"swap":9}"#,
+                vec!["memory.swap.max=9", "memory.max=max"],
+            ),
+            (r#"{"swap":-1}"#, vec!["memory.swap.max=max"]),
+            (r#"{"limit":10}"#, vec![]),
+            (r#"{"limit":10,"swap":0}"#, vec![]),
+        ] {
+            let text = |w: Write| format!("{}={}", w.file, w.value);
+            let first = plan_first(&serde_json::from_str(memory).unwrap(), offers).unwrap();
+            assert_eq!(
+                first.into_iter().map(text).collect::<Vec<_>>(),
+                wanted,
+                "{memory}"
+            );
+        }
+        for bad in [
+            r#"{"swap":10}"#,
+            r#"{"limit":10,"swap":9}"#,
+            r#"{"limit":10,"swap":-2}"#,
+        ] {
+            assert!(
+                plan_first(&serde_json::from_str(bad).unwrap(), offers).is_err(),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_swap_is_not_told_of_it_and_neither_is_libcgroups() {
+        let lifted = resources(r#"{"memory":{"limit":-1,"swap":-1,"reservation":5}}"#);
+        let writes = plan_first(&lifted.memory().unwrap(), Offers::default()).unwrap();
+        assert_eq!(writes, [lift("memory", "memory.max", "max")]);
+        let rest = (*for_libcgroups(&lifted).memory()).unwrap_or_default();
         assert_eq!(
-            rest(r#"{"memory":{"limit":10,"swap":10}}"#, true).swap(),
-            Some(10)
+            (rest.limit(), rest.swap(), rest.reservation()),
+            (None, None, Some(5))
         );
-        assert_eq!(rest(r#"{"memory":{"limit":10,"swap":10}}"#, false).swap(), None);
-        assert_eq!(rest(r#"{"memory":{"limit":10,"swap":-1}}"#, false).swap(), None);
-        assert_eq!(
-            rest(r#"{"memory":{"limit":10,"swap":20}}"#, false).swap(),
-            Some(20)
-        );
-        assert_eq!(rest(r#"{"memory":{"limit":-1}}"#, false).limit(), None);
+        let limited = resources(r#"{"memory":{"limit":10,"swap":10}}"#);
+        let rest = (*for_libcgroups(&limited).memory()).unwrap_or_default();
+        assert_eq!((rest.limit(), rest.swap()), (Some(10), None));
     }
 }
