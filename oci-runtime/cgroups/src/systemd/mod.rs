@@ -55,7 +55,7 @@ pub(crate) fn start_scope(
         ("CollectMode", Value::Text("inactive-or-failed".to_owned())),
     ];
     all.extend(accounting());
-    all.extend(properties::properties(resources));
+    all.extend(properties::of_scope(resources));
     let mut systemd = Systemd::connect(PATIENCE)?;
     let deadline = Instant::now() + NAME_FREE_WITHIN;
     let started = loop {

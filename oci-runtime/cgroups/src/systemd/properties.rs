@@ -43,6 +43,15 @@ pub(crate) fn properties(resources: &LinuxResources) -> Vec<Property> {
     found.into_iter().collect()
 }
 
+/// Those of a scope: without a limit on processes it would get systemd's usual one, 15 % of what the machine can have.
+pub(crate) fn of_scope(resources: &LinuxResources) -> Vec<Property> {
+    let mut found = properties(resources);
+    if !found.iter().any(|(name, _)| *name == "TasksMax") {
+        found.push(("TasksMax", Value::U64(INFINITY)));
+    }
+    found
+}
+
 /// -1 lifts a limit, 0 is "not said".
 fn bytes(value: Option<i64>) -> Option<Value> {
     match value? {
@@ -204,6 +213,22 @@ mod tests {
                 "IOWeight=1"
             ]
         );
+    }
+
+    #[test]
+    fn a_scope_without_a_limit_on_processes_has_none() {
+        let tasks = |json: &str| {
+            let found = of_scope(&serde_json::from_str(json).unwrap()).into_iter();
+            found
+                .filter(|(name, _)| *name == "TasksMax")
+                .map(|(_, value)| value)
+                .collect::<Vec<_>>()
+        };
+        for unlimited in ["{}", r#"{"memory":{"limit":9}}"#, r#"{"pids":{"limit":-1}}"#] {
+            assert_eq!(tasks(unlimited), [Value::U64(INFINITY)], "{unlimited}");
+        }
+        assert_eq!(tasks(r#"{"pids":{"limit":7}}"#), [Value::U64(7)]);
+        assert_eq!(tasks(r#"{"unified":{"pids.max":"8"}}"#), [Value::U64(8)]);
     }
 
     #[test]
