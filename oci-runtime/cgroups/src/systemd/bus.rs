@@ -146,7 +146,9 @@ impl Systemd {
             member: "Hello",
             signature: "",
         };
-        const MATCH: &str = "type='signal',interface='org.freedesktop.systemd1.Manager'";
+        // Anybody on the bus can send a signal of that name; only systemd's are believed.
+        const MATCH: &str =
+            "type='signal',sender='org.freedesktop.systemd1',interface='org.freedesktop.systemd1.Manager'";
         let mut rule = Writer::default();
         rule.text(MATCH);
         let add_match = Method {
