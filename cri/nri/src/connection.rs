@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prost::Message;
+use prost::{DecodeError, Message};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -39,7 +39,7 @@ struct Shared {
 struct Calls {
     /// How many there were.
     made: u32,
-    waiting: BTreeMap<u32, oneshot::Sender<Response>>,
+    waiting: BTreeMap<u32, oneshot::Sender<Result<Response, DecodeError>>>,
 }
 
 /// A request that the plugin made.
@@ -111,13 +111,15 @@ impl Connection {
             self.send(mux::PLUGIN, stream, Kind::Request, &request).await?;
             let mut closed = self.shared.closed.subscribe();
             tokio::select! {
+                // An answer counts even if the end came right after it.
+                biased;
                 answer = answered => answer.map_err(|_| ConnectionError::Closed),
                 _ = closed.wait_for(|closed| *closed) => Err(ConnectionError::Closed),
             }
         };
         let answer = tokio::time::timeout(limit, sent).await;
         self.calls().waiting.remove(&stream);
-        let response = answer.unwrap_or(Err(ConnectionError::Timeout(limit.as_millis())))?;
+        let response = answer.unwrap_or(Err(ConnectionError::Timeout(limit.as_millis())))??;
         match response.status {
             Some(Status { code, message }) if code != 0 => Err(ConnectionError::Refused { code, message }),
             _ => Ok(A::decode(response.payload.as_slice())?),
@@ -209,13 +211,13 @@ impl Connection {
                 mux::PLUGIN => {
                     answers.push(&piece);
                     while let Some(frame) = answers.next_frame()? {
-                        self.hear_answer(frame);
+                        self.hear_answer(frame)?;
                     }
                 }
                 mux::RUNTIME => {
                     calls.push(&piece);
                     while let Some(frame) = calls.next_frame()? {
-                        self.hear_request(frame, &requests).await;
+                        self.hear_request(frame, &requests).await?;
                     }
                 }
                 _ => {}
@@ -225,31 +227,24 @@ impl Connection {
         }
     }
 
-    fn hear_answer(&self, frame: Frame) {
+    fn hear_answer(&self, frame: Frame) -> Result<(), DecodeError> {
         if frame.kind != Kind::Response {
-            return;
+            return Ok(());
         }
-        let Some(waiting) = self.calls().waiting.remove(&frame.stream) else {
-            return;
-        };
-        let response = Response::decode(frame.body.as_slice()).unwrap_or_else(|error| Response {
-            status: Some(Status {
-                code: ttrpc::INVALID_ARGUMENT,
-                message: error.to_string(),
-            }),
-            payload: Vec::new(),
-        });
-        // Who gave up waiting needs no answer.
-        let _ = waiting.send(response);
+        let response = Response::decode(frame.body.as_slice());
+        let ended = response.as_ref().map(drop).map_err(Clone::clone);
+        if let Some(waiting) = self.calls().waiting.remove(&frame.stream) {
+            // Who gave up waiting needs no answer.
+            let _ = waiting.send(response);
+        }
+        ended
     }
 
-    async fn hear_request(&self, frame: Frame, requests: &mpsc::Sender<Incoming>) {
+    async fn hear_request(&self, frame: Frame, requests: &mpsc::Sender<Incoming>) -> Result<(), DecodeError> {
         if frame.kind != Kind::Request {
-            return;
+            return Ok(());
         }
-        let Ok(request) = Request::decode(frame.body.as_slice()) else {
-            return;
-        };
+        let request = Request::decode(frame.body.as_slice())?;
         let incoming = Incoming {
             stream: frame.stream,
             request,
@@ -261,6 +256,7 @@ impl Connection {
             };
             self.answer(&incoming, Err(status)).await;
         }
+        Ok(())
     }
 }
 

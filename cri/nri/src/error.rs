@@ -101,6 +101,8 @@ pub(crate) enum TrunkError {
     Piece(#[from] PieceTooLong),
     #[error(transparent)]
     Message(#[from] TooLong),
+    #[error("what the plugin says makes no sense")]
+    Decode(#[from] prost::DecodeError),
 }
 
 /// Why a plugin that connected, or was started, isn't one.

@@ -137,14 +137,24 @@ impl Plugin {
         self.connection.close();
     }
 
-    /// Tells it of all that exists; what it wants changed.
+    /// Tells it of all that exists; what it wants changed. The limit is for all parts together.
     pub(crate) async fn synchronize(
         &self,
         pods: Vec<PodSandbox>,
         containers: Vec<Container>,
         limit: Duration,
     ) -> Result<Option<Vec<ContainerUpdate>>, ConnectionError> {
-        let mut parts = parts(pods, containers, PART).into_iter().peekable();
+        let all = self.synchronize_parts(parts(pods, containers, PART), limit);
+        let late = Err(ConnectionError::Timeout(limit.as_millis()));
+        tokio::time::timeout(limit, all).await.unwrap_or(late)
+    }
+
+    async fn synchronize_parts(
+        &self,
+        parts: Vec<SynchronizeRequest>,
+        limit: Duration,
+    ) -> Result<Option<Vec<ContainerUpdate>>, ConnectionError> {
+        let mut parts = parts.into_iter().peekable();
         while let Some(part) = parts.next() {
             let more = parts.peek().is_some();
             let request = SynchronizeRequest { more, ..part };

@@ -102,12 +102,17 @@ impl Nri {
         Turn::new(self.plugins.lock().await)
     }
 
-    /// Tells all plugins that the runtime ends, and disconnects them. Bounded by one request's timeout.
+    /// Tells all plugins that the runtime ends, and disconnects them. Bounded by one request's timeout. Nobody has the
+    /// word again: what still is under way must not go on without their say.
     pub async fn shut_down(&self) {
         let limit = self.config.request_timeout;
         let told = async {
+            let plugins = self.plugins.lock().await;
+            let all = plugins.clone();
+            // Locked until the process ends.
+            std::mem::forget(plugins);
             let mut telling = JoinSet::new();
-            for plugin in self.plugins.lock().await.drain(..) {
+            for plugin in all {
                 telling.spawn(async move {
                     let told = plugin
                         .connection

@@ -9,11 +9,13 @@ use std::time::Duration;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 
+use crate::connection::{Connection, Incoming};
 use crate::mux;
 use crate::ttrpc::{Frame, Frames, Kind, REMOTE_CLOSED, Request, Response, Status};
 use crate::v1alpha1::*;
-use crate::{Nri, NriConfig, NriError, Runtime, StartError, State};
+use crate::{ConnectionError, Nri, NriConfig, NriError, Runtime, StartError, State};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -147,6 +149,8 @@ struct TestPlugin {
     heard: Arc<Mutex<Vec<String>>>,
     /// Asks for updates as soon as it takes part.
     asks: bool,
+    /// How long it takes for each part of the list.
+    delay: Duration,
 }
 
 impl TestPlugin {
@@ -164,6 +168,7 @@ impl TestPlugin {
             handler: Box::new(handler),
             heard: Arc::default(),
             asks: false,
+            delay: Duration::ZERO,
         }
     }
 
@@ -191,6 +196,9 @@ impl TestPlugin {
             while let Some(frame) = frames.next_frame().unwrap() {
                 let request = Request::decode(frame.body.as_slice()).unwrap();
                 self.heard.lock().unwrap().push(request.method.clone());
+                if request.method == "Synchronize" {
+                    tokio::time::sleep(self.delay).await;
+                }
                 let response = match self.handle(&request) {
                     Reply::Answer(payload) => Response {
                         status: None,
@@ -340,6 +348,100 @@ async fn a_long_list_comes_in_parts() {
     // It is disconnected, which ends it.
     tokio::time::timeout(LIMIT, refuses.run(socket)).await.unwrap();
     assert_eq!(bed.nri.plugins.lock().await.len(), 1);
+}
+
+#[tokio::test]
+async fn all_parts_of_a_list_have_one_limit() {
+    let bed = bed(4, Duration::from_secs(1)).await;
+    let mut slow = TestPlugin::new("00", "slow", agrees);
+    slow.delay = Duration::from_millis(500);
+    let heard = slow.heard.clone();
+    let socket = bed.nri.config.socket.clone();
+    // It is disconnected, which ends it.
+    tokio::time::timeout(LIMIT, slow.run(socket)).await.unwrap();
+    assert!(bed.nri.turn().await.is_empty());
+    let parts = heard
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|m| *m == "Synchronize")
+        .count();
+    assert!((1..4).contains(&parts), "{parts}");
+}
+
+/// Both ends of a connection, the plugin's as it is.
+fn connection() -> (Connection, mpsc::Receiver<Incoming>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (connection, incoming) = Connection::open(ours);
+    (connection, incoming, theirs)
+}
+
+fn framed(connection: u32, stream: u32, kind: Kind, body: Vec<u8>) -> Vec<u8> {
+    let frame = Frame {
+        stream,
+        kind,
+        flags: 0,
+        body,
+    };
+    mux::encode(connection, &frame.encode().unwrap())
+}
+
+#[tokio::test]
+async fn an_answer_counts_although_the_end_follows_it() {
+    for _ in 0..50 {
+        let (connection, _incoming, mut theirs) = connection();
+        let plugin = async {
+            piece(&mut theirs).await.unwrap();
+            let answer = framed(
+                mux::PLUGIN,
+                1,
+                Kind::Response,
+                Response::default().encode_to_vec(),
+            );
+            theirs.write_all(&answer).await.unwrap();
+            drop(theirs);
+        };
+        let call = async {
+            let call = connection.call::<Empty>("Configure", &Empty {}, LIMIT);
+            let mut call = Box::pin(call);
+            // Not looked at again before both are there.
+            assert!(asked_once(&mut call).is_none());
+            plugin.await;
+            connection.closed().await;
+            call.await
+        };
+        call.await.unwrap();
+    }
+}
+
+/// What a future says when it is asked once.
+fn asked_once<T>(future: &mut std::pin::Pin<Box<impl Future<Output = T>>>) -> Option<T> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match future.as_mut().poll(&mut context) {
+        std::task::Poll::Ready(value) => Some(value),
+        std::task::Poll::Pending => None,
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_decode_ends_the_connection() {
+    let (connection, _incoming, mut theirs) = connection();
+    let plugin = async {
+        piece(&mut theirs).await.unwrap();
+        let garbage = framed(mux::PLUGIN, 1, Kind::Response, vec![0xff; 9]);
+        theirs.write_all(&garbage).await.unwrap();
+    };
+    let call = connection.call::<Empty>("Configure", &Empty {}, LIMIT);
+    let (answer, ()) = tokio::join!(call, plugin);
+    let error = answer.unwrap_err();
+    assert!(matches!(error, ConnectionError::Decode(_)), "{error}");
+    tokio::time::timeout(LIMIT, connection.closed()).await.unwrap();
+
+    let (connection, mut incoming, mut theirs) = self::connection();
+    let garbage = framed(mux::RUNTIME, 1, Kind::Request, vec![0xff; 9]);
+    theirs.write_all(&garbage).await.unwrap();
+    tokio::time::timeout(LIMIT, connection.closed()).await.unwrap();
+    assert!(incoming.recv().await.is_none());
 }
 
 #[tokio::test]
@@ -517,7 +619,9 @@ async fn a_shutdown_is_told_and_ends_connections() {
     bed.join(plugin).await;
     bed.nri.shut_down().await;
     assert!(heard.lock().unwrap().contains(&"Shutdown".to_owned()));
-    assert!(bed.nri.turn().await.is_empty());
+    // What is still under way doesn't go on without them.
+    assert!(!bed.nri.is_alone(|| ()));
+    assert!(bed.nri.plugins.try_lock().is_err());
 }
 
 #[tokio::test]
@@ -531,7 +635,7 @@ async fn without_plugins_nothing_waits_for_the_word() {
     bed.runtime.nri.set(Arc::downgrade(&bed.nri)).unwrap();
     bed.join(TestPlugin::new("00", "any", agrees)).await;
     assert!(!bed.nri.is_alone(|| panic!("a plugin is there")));
-    bed.nri.shut_down().await;
+    bed.nri.plugins.lock().await[0].connection.close();
     let gone = async {
         while !bed.nri.is_alone(|| ()) {
             tokio::time::sleep(Duration::from_millis(2)).await;
