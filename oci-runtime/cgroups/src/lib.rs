@@ -250,6 +250,9 @@ impl Cgroup {
     /// names controller and file. What was written before stays.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         if let Some(unit) = &self.unit {
+            // systemd would write the limit first.
+            self.v2_directory()
+                .map_or(Ok(()), |directory| limits::check_usage(&directory, resources))?;
             // systemd 252 writes this one with the others, and has no word for it in a scope.
             let group = self.v2_directory().map(|dir| dir.join("memory.oom.group"));
             let kept = group.as_deref().map(files::read_if_there).transpose()?.flatten();

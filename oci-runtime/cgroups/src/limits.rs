@@ -61,6 +61,18 @@ pub(crate) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), C
     Ok(())
 }
 
+/// Refuses a limit of memory on a v2 host that is below what is in use, where `checkBeforeUpdate` asks for that. The
+/// kernel would reclaim, and then kill.
+pub(crate) fn check_usage(directory: &Path, resources: &LinuxResources) -> Result<(), CgroupError> {
+    let checked = (*resources.memory()).filter(|memory| memory.check_before_update() == Some(true));
+    let Some(limit) = checked.and_then(|memory| memory.limit()) else {
+        return Ok(());
+    };
+    // A cgroup without the controller uses nothing that is counted; its limit is refused later, by name.
+    let usage = files::read_if_there(&directory.join("memory.current"))?;
+    plan::check_usage(limit, usage.and_then(|text| text.trim().parse().ok()))
+}
+
 /// What the plan has to know of the present.
 fn observe(cgroup: &Cgroup, resources: &LinuxResources) -> Result<Observed, CgroupError> {
     let mut observed = Observed::default();
@@ -158,6 +170,7 @@ fn apply_unified(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Cgro
         return Err(CgroupError::NoHierarchy);
     };
     let directory = cgroup.directory_in(hierarchy);
+    check_usage(&directory, resources)?;
     let has = files::read(&directory.join("cgroup.controllers"))?;
     let has = |controller: &str| has.split_whitespace().any(|c| c == controller);
     let offers = unified::Offers {
@@ -201,4 +214,31 @@ fn apply_unified(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Cgro
     };
     manager.and_then(|m| m.apply(&options)).map_err(failed)?;
     writes.iter().try_for_each(act)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_below_what_is_in_use_is_refused_if_that_is_asked_for() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let check = |json: &str| check_usage(cgroup.path(), &serde_json::from_str(json).unwrap());
+        let asked = r#"{"memory":{"limit":10,"checkBeforeUpdate":true}}"#;
+        check(asked).unwrap();
+        std::fs::write(cgroup.path().join("memory.current"), "20\n").unwrap();
+        let refused = check(asked).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "the limit memory.limit can't be set to 10: 20 bytes are in use"
+        );
+        for fine in [
+            r#"{"memory":{"limit":10}}"#,
+            r#"{"memory":{"limit":20,"checkBeforeUpdate":true}}"#,
+            r#"{"memory":{"limit":-1,"checkBeforeUpdate":true}}"#,
+            r#"{"memory":{"checkBeforeUpdate":true}}"#,
+        ] {
+            check(fine).unwrap();
+        }
+    }
 }

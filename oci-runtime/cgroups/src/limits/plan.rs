@@ -182,6 +182,18 @@ fn bytes(controller: &'static str, file: &str, value: i64) -> Option<Write> {
 const MEMORY: &str = "memory.limit_in_bytes";
 const MEMORY_AND_SWAP: &str = "memory.memsw.limit_in_bytes";
 
+/// A limit below what is in use, where that was asked for.
+pub(super) fn check_usage(limit: i64, usage: Option<u64>) -> Result<(), CgroupError> {
+    match usage.filter(|&usage| limit > 0 && usage > limit.unsigned_abs()) {
+        None => Ok(()),
+        Some(usage) => Err(CgroupError::Limit {
+            limit: "memory.limit",
+            value: limit.to_string(),
+            reason: format!("{usage} bytes are in use"),
+        }),
+    }
+}
+
 fn plan_memory(
     memory: &LinuxMemory,
     observed: &Observed,
@@ -204,16 +216,7 @@ fn plan_memory(
         let reason = format!("memory and swap together can't be less than the memory limit {max}");
         return refuse("memory.swap", both.to_string(), reason);
     }
-    if let Some(usage) = observed
-        .memory_usage
-        .filter(|&usage| max > 0 && usage > max.unsigned_abs())
-    {
-        return refuse(
-            "memory.limit",
-            max.to_string(),
-            format!("{usage} bytes are in use"),
-        );
-    }
+    check_usage(max, observed.memory_usage)?;
     let memory_write = bytes("memory", MEMORY, max);
     let both_write = bytes("memory", MEMORY_AND_SWAP, both);
     // The kernel keeps memory <= memory and swap at every moment, so what grows grows from above.
