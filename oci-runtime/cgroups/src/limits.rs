@@ -30,7 +30,7 @@ pub(crate) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), C
     if let (None, Some(v2)) = (hierarchies.of("devices"), cgroup.v2_directory()) {
         let rules = devices::rules(resources.devices().as_deref().unwrap_or_default());
         if !rules.is_empty() {
-            device_filter::attach(&v2, &device_filter::DeviceFilter::new(&rules))?;
+            device_filter::attach(&v2, &device_filter::DeviceFilter::new(&rules)?)?;
         }
     }
     if hierarchies.is_unified() {

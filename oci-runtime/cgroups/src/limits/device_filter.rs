@@ -37,7 +37,7 @@ pub(super) struct DeviceFilter {
 
 impl DeviceFilter {
     /// Takes rules in the kernel's v1 form, in their order: whether to allow, and `c 1:3 rwm`.
-    pub(super) fn new(rules: &[(bool, String)]) -> Self {
+    pub(super) fn new(rules: &[(bool, String)]) -> Result<Self, CgroupError> {
         let mut filter = Self {
             allow: true,
             exceptions: Vec::new(),
@@ -48,11 +48,11 @@ impl DeviceFilter {
                     allow: *allow,
                     exceptions: Vec::new(),
                 };
-            } else if let Some(exception) = parse(rule) {
+            } else if let Some(exception) = parse(rule)? {
                 filter.add(*allow, &exception);
             }
         }
-        filter
+        Ok(filter)
     }
 
     fn add(&mut self, allow: bool, rule: &Exception) {
@@ -145,16 +145,18 @@ pub(super) fn attach(directory: &Path, filter: &DeviceFilter) -> Result<(), Cgro
         .map_err(failed)
 }
 
-/// `c 1:3 rwm`; a pipe (`p`) is no device to the filter.
-fn parse(rule: &str) -> Option<Exception> {
+/// `c 1:3 rwm`; a pipe (`p`) is no device to the filter, nor is what isn't a rule at all.
+fn parse(rule: &str) -> Result<Option<Exception>, CgroupError> {
     let mut words = rule.split(' ');
-    let kind = match words.next()? {
-        "c" => CHAR,
-        "b" => BLOCK,
-        _ => return None,
+    let kind = match words.next() {
+        Some("c") => CHAR,
+        Some("b") => BLOCK,
+        _ => return Ok(None),
     };
-    let (major, minor) = words.next()?.split_once(':')?;
-    let access = words.next()?.chars().fold(0, |access, c| {
+    let Some((major, minor)) = words.next().and_then(|numbers| numbers.split_once(':')) else {
+        return Ok(None);
+    };
+    let access = words.next().unwrap_or_default().chars().fold(0, |access, c| {
         access
             | match c {
                 'r' => READ,
@@ -163,11 +165,23 @@ fn parse(rule: &str) -> Option<Exception> {
                 _ => 0,
             }
     });
-    Some(Exception {
+    Ok(Some(Exception {
         kind,
-        major: major.parse().ok(),
-        minor: minor.parse().ok(),
+        major: number(rule, major)?,
+        minor: number(rule, minor)?,
         access,
+    }))
+}
+
+/// None for any. A number that no device can have must not become any.
+fn number(rule: &str, text: &str) -> Result<Option<u32>, CgroupError> {
+    if text == "*" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| CgroupError::Limit {
+        limit: "devices",
+        value: format!("`{rule}`"),
+        reason: format!("a device's number goes from 0 to {}", u32::MAX),
     })
 }
 
@@ -281,7 +295,7 @@ mod tests {
             rules in prop::collection::vec(rule(), 0..12),
             kind in 1u32..3, access in 1u32..8, major in 0u32..5, minor in 0u32..5,
         ) {
-            let filter = DeviceFilter::new(&rules);
+            let filter = DeviceFilter::new(&rules).unwrap();
             let asked = (kind, access, major, minor);
             prop_assert_eq!(run(&filter.program(), asked), wanted(&filter, asked));
         }
@@ -294,11 +308,22 @@ mod tests {
             (true, "c 1:3 rwm".to_owned()),
             (true, "c *:* m".to_owned()),
         ];
-        let code = DeviceFilter::new(&rules).program();
+        let code = DeviceFilter::new(&rules).unwrap().program();
         assert!(run(&code, (CHAR, READ | WRITE, 1, 3)));
         assert!(run(&code, (CHAR, MKNOD, 10, 229)));
         assert!(!run(&code, (CHAR, READ, 1, 11)));
         assert!(!run(&code, (BLOCK, READ, 1, 3)));
+    }
+
+    #[test]
+    fn a_number_that_no_device_has_is_refused_and_not_taken_for_any() {
+        for bad in ["c 4294967296:3 rwm", "b 8:4294967296 r", "c :3 r"] {
+            let error = DeviceFilter::new(&[(true, bad.to_owned())])
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(bad), "{error}");
+        }
+        DeviceFilter::new(&[(true, "c 4294967295:* rwm".to_owned())]).unwrap();
     }
 
     #[test]
@@ -308,7 +333,7 @@ mod tests {
             (true, "c 1:3 rw".to_owned()),
             (false, "c 1:3 w".to_owned()),
         ];
-        let code = DeviceFilter::new(&rules).program();
+        let code = DeviceFilter::new(&rules).unwrap().program();
         assert!(run(&code, (CHAR, READ, 1, 3)) && !run(&code, (CHAR, WRITE, 1, 3)));
     }
 }
