@@ -1,10 +1,10 @@
 //! The runtime's side: who takes part, and what the runtime must be able to do for plugins.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::plugin::Plugin;
@@ -61,7 +61,9 @@ pub struct Nri {
     pub(crate) runtime: Arc<dyn Runtime>,
     /// In the order in which they are asked. Whoever holds the lock has the word: events reach all plugins one after
     /// the other, and a plugin that joins misses none.
-    pub(crate) plugins: Mutex<Vec<Arc<Plugin>>>,
+    pub(crate) plugins: Arc<Mutex<Vec<Arc<Plugin>>>>,
+    /// The word, once the runtime ends.
+    ended: OnceLock<OwnedMutexGuard<Vec<Arc<Plugin>>>>,
     pub(crate) places: Arc<Semaphore>,
     /// How many take part or are about to be told what there is.
     present: RwLock<usize>,
@@ -73,7 +75,8 @@ impl Nri {
         Arc::new(Self {
             config,
             runtime,
-            plugins: Mutex::default(),
+            plugins: Arc::default(),
+            ended: OnceLock::new(),
             places: Arc::new(Semaphore::new(MAX_PLUGINS)),
             present: RwLock::default(),
         })
@@ -107,10 +110,10 @@ impl Nri {
     pub async fn shut_down(&self) {
         let limit = self.config.request_timeout;
         let told = async {
-            let plugins = self.plugins.lock().await;
+            let plugins = self.plugins.clone().lock_owned().await;
             let all = plugins.clone();
-            // Locked until the process ends.
-            std::mem::forget(plugins);
+            // The first end is the only one.
+            let _ = self.ended.set(plugins);
             let mut telling = JoinSet::new();
             for plugin in all {
                 telling.spawn(async move {

@@ -58,6 +58,11 @@ impl Told {
         self.stopped.initialized()
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_starting(&self) -> bool {
+        self.starting.try_lock().is_err()
+    }
+
     /// An end that nobody was there to hear of.
     fn set_stopped(&self) {
         // Someone else may have said so, or be saying it.
@@ -255,24 +260,25 @@ impl Node {
         Box::pin(tell).await;
     }
 
-    /// Asks plugins whether a container may start. Its end is told after its start while the guard is held.
+    /// Asks plugins whether a container may start. Its end is told after its start while the guard is held, also to one
+    /// that joins meanwhile.
     pub(crate) async fn plugins_start<'a>(
         &self,
         container: &'a Container,
-    ) -> Result<Option<tokio::sync::MutexGuard<'a, ()>>, CallError> {
+    ) -> Result<tokio::sync::MutexGuard<'a, ()>, CallError> {
+        let starting = container.told.starting.lock().await;
         let Some(link) = self.listeners(|| ()) else {
-            return Ok(None);
+            return Ok(starting);
         };
         if link.nri.turn().await.is_empty() {
-            return Ok(None);
+            return Ok(starting);
         }
         let ask = async {
-            let starting = container.told.starting.lock().await;
             let message = self.container_message(container).await;
             let pod = self.pod_message_of(container);
             let turn = link.nri.turn().await;
             turn.container(Event::StartContainer, pod, message).await?;
-            Ok(Some(starting))
+            Ok(starting)
         };
         Box::pin(ask).await
     }

@@ -40,6 +40,8 @@ impl Node {
         let told = match self.plugins_start(container).await {
             Ok(told) => told,
             Err(error) => {
+                // The end that follows is heard only after why it came is recorded.
+                let _starting = container.starting.lock().await;
                 let _ = shim.kill(container.id.as_str(), SIGKILL, false).await;
                 self.record_start_error(container, &error);
                 return Err(error);
@@ -72,9 +74,9 @@ impl Node {
         }
         self.announce_container(container, ContainerEventType::ContainerStartedEvent);
         drop(starting);
-        if told.is_some() {
-            self.plugins_hear(container, Event::PostStartContainer).await;
-        }
+        // Also who has joined since they were asked.
+        self.plugins_hear(container, Event::PostStartContainer).await;
+        drop(told);
         Ok(())
     }
 

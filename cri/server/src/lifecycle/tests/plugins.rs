@@ -95,3 +95,14 @@ async fn only_so_many_updates_wait_for_a_creation() {
     let error = world.node.apply_update(&update).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::Unavailable);
 }
+
+#[tokio::test]
+async fn an_end_is_told_only_after_the_start_even_if_nobody_was_asked() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let container = world.container(1, &pod).await;
+    let starting = world.node.plugins_start(&container).await.unwrap();
+    assert!(container.told.is_starting());
+    drop(starting);
+    assert!(!container.told.is_starting());
+}
