@@ -180,10 +180,10 @@ fn unified(asked: &HashMap<String, String>) -> Result<HashMap<String, String>, S
 
 /// The process's OOM score adjustment.
 pub(super) fn oom_score_adj(input: &SpecInput<'_>) -> Result<Option<i32>, SpecError> {
-    let Some(resources) = input.container.linux.as_ref().and_then(|l| l.resources.as_ref()) else {
-        return Ok(None);
-    };
-    let asked = resources.oom_score_adj;
+    // Nothing asked for is 0: left unset, it would be the daemon's own, which its unit may put out of the OOM killer's
+    // reach.
+    let resources = input.container.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let asked = resources.map_or(0, |resources| resources.oom_score_adj);
     if !OOM_SCORE_RANGE.contains(&asked) {
         return Err(refuse("oom_score_adj", asked, "must be between -1000 and 1000"));
     }

@@ -976,7 +976,10 @@ fn masked_paths_come_from_the_caller_or_the_default() {
 fn oom_scores_stop_at_what_the_daemon_may_give() {
     let mut case = Case::new();
     let score = |case: &Case| case.spec().process().as_ref().unwrap().oom_score_adj();
-    assert_eq!(score(&case), None);
+    assert_eq!(score(&case), Some(0), "not the daemon's own");
+    case.host.oom_score_floor = Some(100);
+    assert_eq!(score(&case), Some(100));
+    case.host.oom_score_floor = None;
     let asked = |adj| v1::LinuxContainerResources {
         oom_score_adj: adj,
         ..Default::default()
