@@ -14,10 +14,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::hierarchy::Version;
-use crate::{Cgroup, CgroupError, files};
+use crate::{Cgroup, CgroupError, files, removal};
 
 /// How long removal waits for processes that are ending, in all hierarchies together.
 const REMOVE_WITHIN: Duration = Duration::from_secs(2);
+/// How long one walk through the cgroups below may take: a container that may make cgroups can make very many.
+const WALK_WITHIN: Duration = Duration::from_secs(20);
 /// How long freezing may take.
 const FREEZE_WITHIN: Duration = Duration::from_secs(2);
 /// How long rounds of SIGKILL go on where the kernel has no `cgroup.kill`.
@@ -117,14 +119,13 @@ pub(crate) fn kill_all(cgroup: &Cgroup) -> Result<(), CgroupError> {
     if let Some(v2) = cgroup.v2_directory() {
         let file = v2.join("cgroup.kill");
         match files::write_once(&file, "1") {
+            // There is nowhere else to look, and looking may take long: cgroups below can be many.
+            Ok(()) if cgroup.hierarchies().is_unified() => return Ok(()),
             Ok(()) => in_v2 = Some(pids(std::iter::once(v2), true)?),
             // Absent, or a kernel without the file (before 5.14).
             Err(e) if files::is_absent(&e) || e.kind() == io::ErrorKind::PermissionDenied => {}
             Err(e) => return Err(CgroupError::write(&file, "1", e)),
         }
-    }
-    if cgroup.hierarchies().is_unified() && in_v2.is_some() {
-        return Ok(());
     }
     // The kernel is done with those in v2, so only others need rounds of their own.
     let dying = in_v2.unwrap_or_default();
@@ -343,19 +344,14 @@ fn remove_tree(top: &Path, pauses: &mut Pauses) -> Result<(), CgroupError> {
         return Ok(());
     }
     loop {
-        let mut failed = None;
-        for directory in tree(top)? {
-            if let Err(error) = rmdir(&directory) {
-                failed = Some((directory, error));
-                break;
-            }
-        }
-        let Some((path, source)) = failed else {
-            return Ok(());
+        let source = match removal::remove(top, WALK_WITHIN) {
+            Ok(()) => return Ok(()),
+            Err(source) => source,
         };
         if source.raw_os_error() != Some(nix::libc::EBUSY) || !pauses.pause() {
             let mut pids = pids(std::iter::once(top.to_owned()), true).unwrap_or_default();
             pids.truncate(PIDS_SHOWN);
+            let path = top.to_owned();
             return Err(CgroupError::Remove { path, pids, source });
         }
     }

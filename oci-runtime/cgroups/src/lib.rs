@@ -27,6 +27,7 @@ mod files;
 pub mod hierarchy;
 pub mod limits;
 mod read;
+mod removal;
 mod stats;
 mod systemd;
 
