@@ -68,7 +68,12 @@ fn run(args: Args) -> Result<()> {
         .clamp(2, MAX_WORKERS);
     cri_server::memory::begin();
     let supervisor = Supervisor::of_this_process().context("failed to reach the service manager")?;
-    let shims_cgroup = own_cgroup::settle().context("failed to move into a cgroup of the daemon's own")?;
+    let unit = own_cgroup::settle().context("failed to move into a cgroup of the daemon's own")?;
+    if let Some(unit) = &unit {
+        let checked = config.check_unit(unit.path());
+        checked.map_err(|error| BadSetting(error.to_string()))?;
+    }
+    let shims_cgroup = unit.map(|unit| unit.shims());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .max_blocking_threads(MAX_BLOCKING)
@@ -143,13 +148,18 @@ async fn daemon(
                     match read(&args) {
                         Ok(config) => {
                             logging.set_level(log_config(config.log).level);
-                            if reload.send(config).await.is_err() {
-                                break;
+                            // Not waited for: a stop must be heard while the last one is still being taken up.
+                            match reload.try_send(config) {
+                                Ok(()) => {}
+                                Err(mpsc::error::TrySendError::Closed(_)) => break,
+                                Err(mpsc::error::TrySendError::Full(_)) => tracing::warn!(
+                                    "the new configuration is not used, as an earlier one is still waiting; reload again"
+                                ),
                             }
                         }
                         Err(error) => tracing::error!("the new configuration is not used: {error:#}"),
                     }
-                    told.ready();
+                    told.reloaded();
                 }
             }
         }

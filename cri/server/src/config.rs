@@ -453,6 +453,25 @@ impl Config {
         self.spec_defaults().map(drop)
     }
 
+    /// Whether pods stay out of the unit that systemd delegated to the daemon: with controllers for them there, systemd
+    /// could not start the daemon in its unit again.
+    ///
+    /// # Errors
+    /// When `cgroup.root` is the unit's cgroup, or below it.
+    pub fn check_unit(&self, unit: &str) -> Result<(), ConfigError> {
+        let root = self.cgroup.root();
+        match self.cgroup.driver {
+            Driver::Cgroupfs if Path::new(&root).starts_with(unit) => {
+                let problem = format!(
+                    "`{root}` is in the daemon's own unit, `{unit}`, which systemd could not start again with pods below; \
+                     set it to a path elsewhere, like `/orlop`, or the driver to `systemd`"
+                );
+                Err(wrong("cgroup.root", problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes over from `new` what may change while running, and names the keys that differ but need a restart.
     #[must_use]
     pub fn reload(&self, new: Self) -> (Self, Vec<&'static str>) {
@@ -525,6 +544,21 @@ mod tests {
         assert!(config.runtime("").unwrap().path.is_none());
         assert!(config.runtime("orlop").is_some());
         assert!(config.runtime("runc").is_none());
+    }
+
+    #[test]
+    fn pods_stay_out_of_the_daemon_s_own_unit() {
+        let unit = "/system.slice/orlop-cri.service";
+        let check = |root: &str| parse(&format!("[cgroup]\nroot = '{root}'")).check_unit(unit);
+        for fine in ["/orlop", "/system.slice", "/system.slice/orlop-cri.service2"] {
+            check(fine).unwrap();
+        }
+        for bad in [unit, "/system.slice/orlop-cri.service/pods"] {
+            let error = check(bad).unwrap_err().to_string();
+            assert!(error.contains(bad) && error.contains("cgroup.root"), "{error}");
+        }
+        let systemd = parse("[cgroup]\ndriver = 'systemd'\nroot = 'orlop.slice'");
+        systemd.check_unit(unit).unwrap();
     }
 
     #[test]

@@ -14,12 +14,31 @@ const DAEMON: &str = "daemon";
 /// Where shims go if nothing else is said.
 const SHIMS: &str = "shims";
 
-/// Moves this process into a leaf of the cgroup that systemd delegated to it. Returns where shims may go; `None` if
-/// nothing was delegated.
+/// The cgroup that systemd delegated to the daemon, where it has settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnUnit {
+    path: String,
+}
+
+impl OwnUnit {
+    /// Its path, below which there must be no pods.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Where shims may go.
+    #[must_use]
+    pub fn shims(&self) -> String {
+        format!("{}/{SHIMS}", self.path)
+    }
+}
+
+/// Moves this process into a leaf of the cgroup that systemd delegated to it; `None` if nothing was delegated.
 ///
 /// # Errors
 /// When the leaf can't be made or joined.
-pub fn settle() -> Result<Option<String>, CgroupError> {
+pub fn settle() -> Result<Option<OwnUnit>, CgroupError> {
     let Some(own) = Cgroup::of_process(std::process::id()) else {
         return Ok(None);
     };
@@ -35,7 +54,8 @@ pub fn settle() -> Result<Option<String>, CgroupError> {
     let leaf = unit.below(DAEMON)?;
     leaf.create_leaf()?;
     leaf.add_self()?;
-    Ok(Some(format!("{}/{SHIMS}", unit.path())))
+    let path = unit.path().to_owned();
+    Ok(Some(OwnUnit { path }))
 }
 
 /// systemd marks what it hands over; only root sees this mark.
