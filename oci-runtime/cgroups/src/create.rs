@@ -108,7 +108,10 @@ fn delegate(hierarchy: &Hierarchy, levels: &[PathBuf]) -> Result<(), CgroupError
         return Ok(());
     }
     let leaf = levels.last().expect("a checked path has at least one name");
-    let has = files::read(&leaf.join("cgroup.controllers"))?;
+    // Beside v1, the hierarchy may have been unmounted since it was found.
+    let Some(has) = files::read_if_there(&leaf.join("cgroup.controllers"))? else {
+        return Ok(());
+    };
     let missing = |has: &str| {
         hierarchy
             .controllers
