@@ -25,6 +25,9 @@ fn by_handler(name: &str) {
             // crun refuses a machine that has both versions of cgroups with controllers; in here there is only one then.
             if name == "crun" && node.run("test", &["-e", "/sys/fs/cgroup/unified"])?.code == 0 {
                 node.run("umount", &["/sys/fs/cgroup/unified"])?.ok()?;
+                // The daemon has seen both.
+                node.kill_daemon()?;
+                node.start_daemon()?;
             }
             let before = settled(node)?;
             let crictl = node.crictl()?;
