@@ -69,7 +69,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "powercut",
         why: "five power cuts, and one fsync too few is found",
-        command: "cargo xtask powercut -n 5 && cargo xtask powercut -n 2 --file-system ext4 --lose /ingest/",
+        command: "cargo xtask powercut -n 5 && cargo xtask powercut -n 4 --file-system ext4 --lose /ingest/",
     },
     Step {
         name: "conformance",
