@@ -50,6 +50,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("cni-net", &["oci-runtime-sys"]),
     ("cni-invoke", &["cni-types"]),
     ("cni-plugins", &["cni-types", "cni-net"]),
+    ("controlplane-api", &[]),
+    ("kubelet-pods", &["controlplane-api", "cri-api"]),
+    ("kubelet-volumes", &["controlplane-api", "oci-runtime-sys"]),
+    (
+        "kubelet-agent",
+        &[
+            "controlplane-api",
+            "cri-api",
+            "cri-streaming",
+            "kubelet-pods",
+            "kubelet-volumes",
+            "oci-runtime-cgroups",
+            "oci-runtime-sys",
+        ],
+    ),
+    ("orlop", &["controlplane-api", "cri-streaming"]),
+    ("orlop-kubelet", &["bin-daemon", "kubelet-agent"]),
     ("bin-daemon", &[]),
     (
         "orlop-oci",
@@ -102,6 +119,8 @@ const NEVER_REACHES: &[(&[&str], &[&str])] = &[
         &["tokio", "tracing-subscriber", "openssl-sys"],
     ),
     (&["cni-types", "cri-shim-protocol", "cri-api"], &["nix", "rustix"]),
+    // Pure: no I/O, no clock.
+    (&["controlplane-api", "kubelet-pods"], &["nix", "rustix"]),
     (
         &["orlop-cri"],
         &[

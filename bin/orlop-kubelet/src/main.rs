@@ -1,0 +1,3 @@
+//! The kubelet, on any CRI daemon.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The kubelet: pods of this node, on any CRI daemon.
