@@ -4,3 +4,8 @@
 //! version.
 
 pub use k8s_openapi;
+
+pub mod quantity;
+pub mod strict;
+
+pub use quantity::Quantity;
