@@ -39,6 +39,8 @@ pub struct ObservedSandbox {
     pub ips: Vec<IpAddr>,
     /// The runtime handler it was made with; empty is the default one.
     pub runtime_handler: String,
+    /// Whether it uses the host's network, where the runtime tells it.
+    pub host_network: Option<bool>,
 }
 
 /// A container of a pod.
@@ -111,8 +113,13 @@ impl ObservedPod {
     }
 
     /// The containers of a name, newest first.
-    pub fn all_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a ObservedContainer> {
-        self.containers.iter().filter(move |container| container.name == name)
+    pub fn all_named<'a, 'n>(
+        &'a self,
+        name: &'n str,
+    ) -> impl Iterator<Item = &'a ObservedContainer> + use<'a, 'n> {
+        self.containers
+            .iter()
+            .filter(move |container| container.name == name)
     }
 
     /// The container with an ID.

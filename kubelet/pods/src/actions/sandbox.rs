@@ -1,0 +1,154 @@
+//! Which sandbox a plan works in: the newest one, a new one, or none any more; and what it means that all containers of the
+//! pod start again in the same one.
+
+use controlplane_api::k8s_openapi::api::core::v1::{Container, Pod};
+
+use super::{KILLED, KillContainer, KillContainerReason, KillReason, Planner, PodActions, kill};
+use crate::containers::{self, AfterExit, ContainerKind, RestartPolicy};
+use crate::observed::{ContainerState, ObservedContainer, ObservedPod};
+
+/// Whether the newest sandbox will do.
+pub(super) enum Verdict<'a> {
+    /// It will.
+    Usable(&'a str),
+    /// There is none, or it can't be used any more.
+    New {
+        /// The attempt number of the next one.
+        attempt: u32,
+    },
+}
+
+/// A sandbox is replaced when it isn't ready, isn't the only one that is, has the wrong network, or lacks an address.
+pub(super) fn verdict<'a>(pod: &Pod, observed: &'a ObservedPod) -> Verdict<'a> {
+    let Some(newest) = observed.sandbox() else {
+        return Verdict::New { attempt: 0 };
+    };
+    let wants_host = containers::spec(pod).is_some_and(|spec| spec.host_network == Some(true));
+    let ready = observed.sandboxes.iter().filter(|sandbox| sandbox.ready).count();
+    let other_network = newest.host_network.is_some_and(|host| host != wants_host);
+    let no_address = !wants_host && newest.ips.is_empty();
+    if !newest.ready || ready > 1 || other_network || no_address {
+        let attempt = observed
+            .sandboxes
+            .iter()
+            .map(|sandbox| sandbox.attempt)
+            .max()
+            .unwrap_or(0);
+        return Verdict::New {
+            attempt: attempt.saturating_add(1),
+        };
+    }
+    Verdict::Usable(&newest.id)
+}
+
+impl Planner<'_> {
+    /// What ends before a new sandbox is made: everything, and init containers' remains go.
+    pub(super) fn replace_sandbox(&self, plan: &mut PodActions) {
+        let observed = self.inputs.observed;
+        if !observed.sandboxes.is_empty() || observed.containers.iter().any(|one| !one.has_exited()) {
+            plan.kill_pod = Some(KillReason::SandboxChanged);
+        }
+        for init in containers::init_containers(self.inputs.pod) {
+            plan.remove
+                .extend(observed.all_named(&init.name).map(|one| one.id.clone()));
+        }
+    }
+
+    /// Whether a pod without a usable sandbox has nothing to start any more, so that it gets no new one.
+    pub(super) fn is_done_without_sandbox(&self) -> bool {
+        let pod = self.inputs.pod;
+        let observed = self.inputs.observed;
+        let regular = containers::regular_containers(pod);
+        let created = regular.iter().any(|one| observed.container(&one.name).is_some());
+        if !created {
+            // Its init containers may have run in part: with Never they don't run again.
+            return containers::restart_policy(pod) == RestartPolicy::Never
+                && !observed.containers.is_empty();
+        }
+        let lives_on = |one: &Container| match observed.container(&one.name) {
+            Some(_) => !self.is_done_in_older_sandbox(one),
+            None => containers::restart_policy(pod) != RestartPolicy::Never,
+        };
+        !regular.iter().any(lives_on)
+    }
+
+    /// Whether a regular container ran in an older sandbox and isn't started again after its end there.
+    pub(super) fn is_done_in_older_sandbox(&self, container: &Container) -> bool {
+        let Some(newest) = self.inputs.observed.container(&container.name) else {
+            return false;
+        };
+        let exit_code = match newest.state {
+            ContainerState::Exited { exit_code, .. } => exit_code,
+            ContainerState::Running { .. } | ContainerState::Unknown => KILLED,
+            ContainerState::Created => return false,
+        };
+        self.after(container, ContainerKind::Regular, exit_code) == AfterExit::Stay
+    }
+
+    /// Where a rule restarts all containers: ends and removes them. Those whose end set it off go last, so that a kubelet that
+    /// dies meanwhile goes on with it. Says whether that is under way.
+    pub(super) fn restart_all(&self, plan: &mut PodActions) -> bool {
+        let pod = self.inputs.pod;
+        if !containers::all_could_restart(pod) {
+            return false;
+        }
+        let init = containers::init_containers(pod)
+            .iter()
+            .map(|one| (containers::init_kind(one), one));
+        let regular = containers::regular_containers(pod)
+            .iter()
+            .map(|one| (ContainerKind::Regular, one));
+        let present: Vec<_> = init
+            .chain(regular)
+            .filter_map(|(kind, one)| Some((self.sets_off_restart(kind, one), self.current(&one.name)?)))
+            .collect();
+        if present.is_empty()
+            || !(self.restart_all_is_told() || present.iter().any(|(sets_off, _)| *sets_off))
+        {
+            return false;
+        }
+        for (_, one) in present.iter().filter(|(_, one)| !one.has_exited()) {
+            let message = format!(
+                "Container {} will be restarted with all containers of the pod",
+                one.name
+            );
+            let order = kill(one, KillContainerReason::RestartAll, message);
+            plan.kill.push(KillContainer {
+                hooks: false,
+                ..order
+            });
+        }
+        let (last, first): (Vec<_>, Vec<_>) = present.iter().partition(|(sets_off, _)| *sets_off);
+        let all_of = |one: &&ObservedContainer| {
+            self.inputs
+                .observed
+                .all_named(&one.name)
+                .map(|one| one.id.clone())
+                .collect::<Vec<_>>()
+        };
+        for (_, one) in first.iter().chain(&last) {
+            plan.remove.extend(all_of(one));
+        }
+        true
+    }
+
+    fn sets_off_restart(&self, kind: ContainerKind, container: &Container) -> bool {
+        let exit_code = self.current(&container.name).and_then(|one| match one.state {
+            ContainerState::Exited { exit_code, .. } => Some(exit_code),
+            _ => None,
+        });
+        exit_code.is_some_and(|code| self.after(container, kind, code) == AfterExit::RestartAll)
+    }
+
+    /// Whether the last status says that all containers are being restarted.
+    fn restart_all_is_told(&self) -> bool {
+        let conditions = self
+            .inputs
+            .previous
+            .and_then(|status| status.conditions.as_deref())
+            .unwrap_or_default();
+        conditions
+            .iter()
+            .any(|one| one.type_ == "AllContainersRestarting" && one.status == "True")
+    }
+}

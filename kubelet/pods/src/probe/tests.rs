@@ -1,0 +1,1 @@
+//! Thresholds, holds and restarts of probes.
