@@ -1,0 +1,9 @@
+//! The node below the pods: cgroups, CPUs, memory, devices, and what is done when something runs short.
+//!
+//! Every module is a decision that is a function of what it is handed (topology, observations, state, time), and a thin
+//! part that acts through a small trait. What has to survive a restart is kept by [`checkpoint`] in upstream's formats,
+//! and a restart never touches a pod that runs.
+
+pub mod checkpoint;
+pub mod cpu;
+pub mod topology;
