@@ -2,11 +2,12 @@
 //!
 //! [`observed`] is what the runtime holds of a pod; everything else turns it, the pod's spec and the time into decisions:
 //! [`worker`] where it is in its life, [`actions`] what to start and end now, [`backoff`] when what failed may be tried again, [`probe`] what probes' outcomes amount to, and
-//! [`status`] what the API says of it.
+//! [`status`] what the API says of it. [`cri`] says the spec in the runtime's words.
 
 pub mod actions;
 pub mod backoff;
 pub mod containers;
+pub mod cri;
 pub mod hash;
 pub mod observed;
 pub mod probe;
