@@ -5,7 +5,11 @@
 
 pub use k8s_openapi;
 
+pub mod field;
+pub mod names;
+pub mod pod;
 pub mod quantity;
 pub mod strict;
 
+pub use field::{FieldError, FieldErrors, Path};
 pub use quantity::Quantity;

@@ -158,7 +158,13 @@ impl<'a, 't> Reading<'a, 't> {
             Data::List(_) => "a list".to_owned(),
             Data::Map(_) => "a mapping".to_owned(),
         };
-        let why = format!("expected {wanted}, found {found}");
+        let is_bare = matches!(self.data(), Data::Bool(_) | Data::Number(_));
+        let hint = if is_bare && wanted == "a string" {
+            " (quote it)"
+        } else {
+            ""
+        };
+        let why = format!("expected {wanted}, found {found}{hint}");
         self.pass
             .note(self.node.at, Finding::Wrong(self.trail.path(), why));
     }

@@ -201,12 +201,12 @@ fn everything_that_is_wrong_is_told_with_its_place() {
         [
             "pods/web.yaml:6:3: duplicate field \"metadata.labels\"",
             "pods/web.yaml:8:16: spec.hostNetwork: expected a boolean, found the string \"yes\"",
-            "pods/web.yaml:10:11: spec.containers[0].name: expected a string, found the number 5",
+            "pods/web.yaml:10:11: spec.containers[0].name: expected a string, found the number 5 (quote it)",
             "pods/web.yaml:11:5: unknown field \"spec.containers[0].imagee\"",
             "pods/web.yaml:12:12: spec.containers[0].ports: expected a list, found a mapping",
             "pods/web.yaml:14:40: spec.containers[0].resources.limits.x: quantities must match the regular expression \
              '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
-            "pods/web.yaml:19:14: spec.containers[1].env[0].value: expected a string, found the boolean true",
+            "pods/web.yaml:19:14: spec.containers[1].env[0].value: expected a string, found the boolean true (quote it)",
             "pods/web.yaml:20:34: spec.terminationGracePeriodSeconds: expected an integer, found the number 1.5",
         ]
     );
