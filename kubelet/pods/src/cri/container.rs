@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use controlplane_api::k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
+use controlplane_api::k8s_openapi::api::core::v1::{Container, Pod};
 use cri_api::v1::{
     CdiDevice, ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
     Signal,
@@ -18,6 +18,7 @@ use super::mounts::MountFrom;
 use super::sandbox::{is_host_network, spec};
 use super::userns::IdRange;
 use super::{env, labels, logs, mounts, resources, security};
+use crate::containers::from_ephemeral;
 
 /// Who an image says that it runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +94,7 @@ pub fn spec_of<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
     };
     match plain.into_iter().find(|container| container.name == name) {
         Some(container) => Some(Cow::Borrowed(container)),
-        None => ephemeral().map(|container| Cow::Owned(as_container(container))),
+        None => ephemeral().map(|container| Cow::Owned(from_ephemeral(container))),
     }
 }
 
@@ -110,39 +111,8 @@ pub(crate) fn all_containers(pod: &Pod) -> Vec<Cow<'_, Container>> {
         .ephemeral_containers
         .iter()
         .flatten()
-        .map(|c| Cow::Owned(as_container(c)));
+        .map(|c| Cow::Owned(from_ephemeral(c)));
     plain.chain(ephemeral).collect()
-}
-
-fn as_container(ephemeral: &EphemeralContainer) -> Container {
-    let e = ephemeral.clone();
-    Container {
-        args: e.args,
-        command: e.command,
-        env: e.env,
-        env_from: e.env_from,
-        image: e.image,
-        image_pull_policy: e.image_pull_policy,
-        lifecycle: e.lifecycle,
-        liveness_probe: e.liveness_probe,
-        name: e.name,
-        ports: e.ports,
-        readiness_probe: e.readiness_probe,
-        resize_policy: e.resize_policy,
-        resources: e.resources,
-        restart_policy: e.restart_policy,
-        restart_policy_rules: e.restart_policy_rules,
-        security_context: e.security_context,
-        startup_probe: e.startup_probe,
-        stdin: e.stdin,
-        stdin_once: e.stdin_once,
-        termination_message_path: e.termination_message_path,
-        termination_message_policy: e.termination_message_policy,
-        tty: e.tty,
-        volume_devices: e.volume_devices,
-        volume_mounts: e.volume_mounts,
-        working_dir: e.working_dir,
-    }
 }
 
 /// The configuration of a container by its name; `attempt` counts those of this name that the pod had before.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use controlplane_api::k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
 use super::sandbox::spec;
+use crate::hash::container_hash;
 
 /// The pod's name.
 pub const POD_NAME: &str = "io.kubernetes.pod.name";
@@ -178,29 +179,4 @@ pub(crate) fn container_annotations(
         set(PORTS, text);
     }
     annotations
-}
-
-/// The hash of what a container can't keep when it changes: its name and image. The number is upstream's, so that
-/// containers stay when one kubelet takes over from another: a 32-bit FNV-1a over the JSON's bytes as Go prints them.
-pub fn container_hash(container: &Container) -> u64 {
-    let fields: BTreeMap<&str, &str> = BTreeMap::from([
-        ("image", container.image.as_deref().unwrap_or_default()),
-        ("name", &container.name),
-    ]);
-    let mut json = serde_json::to_string(&fields).unwrap_or_default();
-    for (plain, escaped) in [
-        ('<', "\\u003c"),
-        ('>', "\\u003e"),
-        ('&', "\\u0026"),
-        ('\u{2028}', "\\u2028"),
-        ('\u{2029}', "\\u2029"),
-    ] {
-        if json.contains(plain) {
-            json = json.replace(plain, escaped);
-        }
-    }
-    let bytes: Vec<String> = json.bytes().map(|byte| byte.to_string()).collect();
-    let printed = format!("([]uint8)[{}]", bytes.join(" "));
-    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    u64::from(printed.bytes().fold(0x811c_9dc5, step))
 }

@@ -8,7 +8,8 @@ use cri_api::v1::{HugepageLimit, LinuxContainerResources};
 use super::facts::{CpuQuota, NodeFacts, SwapBehavior};
 use super::labels;
 use super::quantity::{self, ResourceList};
-use super::sandbox::{is_sidecar, spec};
+use super::sandbox::spec;
+use crate::containers::is_sidecar;
 
 const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
@@ -44,53 +45,10 @@ impl QosClass {
 
 /// A pod's QoS class: what its status says, else what its spec amounts to.
 pub fn qos_class(pod: &Pod) -> QosClass {
-    match pod.status.as_ref().and_then(|status| status.qos_class.as_deref()) {
-        Some("Guaranteed") => QosClass::Guaranteed,
-        Some("Burstable") => QosClass::Burstable,
-        Some("BestEffort") => QosClass::BestEffort,
-        _ => computed_qos(pod),
-    }
-}
-
-fn computed_qos(pod: &Pod) -> QosClass {
-    let spec = spec(pod);
-    let both = ["cpu", "memory"];
-    let (mut requests, mut limits) = (Totals::new(), Totals::new());
-    let mut guaranteed = true;
-    let mut add = |resources: Option<&ResourceRequirements>| {
-        let positive = |list: Option<&ResourceList>, totals: &mut Totals| {
-            let mut found = 0;
-            for name in both {
-                let amount = quantity::amount(list, name);
-                if amount > 0 {
-                    *totals.entry(name.to_owned()).or_default() += amount;
-                    found += 1;
-                }
-            }
-            found
-        };
-        positive(resources.and_then(|r| r.requests.as_ref()), &mut requests);
-        if positive(resources.and_then(|r| r.limits.as_ref()), &mut limits) < both.len() {
-            guaranteed = false;
-        }
-    };
-    if pod_level(pod).is_some() {
-        add(spec.resources.as_ref());
-    } else {
-        for container in spec
-            .containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten())
-        {
-            add(container.resources.as_ref());
-        }
-    }
-    if requests.is_empty() && limits.is_empty() {
-        return QosClass::BestEffort;
-    }
-    match guaranteed && requests == limits {
-        true => QosClass::Guaranteed,
-        false => QosClass::Burstable,
+    match crate::status::qos::qos_class(pod) {
+        "Guaranteed" => QosClass::Guaranteed,
+        "Burstable" => QosClass::Burstable,
+        _ => QosClass::BestEffort,
     }
 }
 

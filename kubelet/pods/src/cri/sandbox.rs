@@ -1,12 +1,13 @@
 //! `RunPodSandbox`'s configuration.
 
-use controlplane_api::k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use controlplane_api::k8s_openapi::api::core::v1::{Pod, PodSpec};
 use cri_api::v1::{LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol};
 
 use super::errors::ConfigError;
 use super::facts::NodeFacts;
 use super::userns::IdRange;
 use super::{dns, hosts, labels, logs, resources, security};
+use crate::containers::is_sidecar;
 
 /// What a sandbox's configuration needs besides the pod and the node.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -30,11 +31,6 @@ pub(crate) fn spec(pod: &Pod) -> &PodSpec {
 /// Whether a pod has the node's network.
 pub(crate) fn is_host_network(pod: &Pod) -> bool {
     spec(pod).host_network.unwrap_or(false)
-}
-
-/// Whether an init container is a sidecar.
-pub(crate) fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
 }
 
 /// The configuration of a pod's sandbox; `attempt` counts the sandboxes that it had before.

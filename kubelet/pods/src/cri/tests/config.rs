@@ -240,7 +240,7 @@ fn annotations_are_found_again_after_a_restart() {
         r#"{"sleep":{"seconds":3}}"#
     );
     let found = labels::found(&config.annotations.into_iter().collect());
-    assert_eq!(found.hash, Some(labels::container_hash(&first(&pod))));
+    assert_eq!(found.hash, Some(crate::hash::container_hash(&first(&pod))));
     assert_eq!(found.restart_count, 3);
     assert_eq!(found.termination_message_path, "/dev/termination-log");
     assert_eq!(found.termination_message_policy, "File");
@@ -256,7 +256,7 @@ fn annotations_are_found_again_after_a_restart() {
 fn only_name_and_image_decide_about_a_containers_hash_which_is_upstreams() {
     let hash = |name: &str, image: &str, args: Value| {
         let container = json!({"name": name, "image": image, "args": args});
-        labels::container_hash(&serde_json::from_value(container).unwrap())
+        crate::hash::container_hash(&serde_json::from_value(container).unwrap())
     };
     assert_eq!(hash("foo", "bar", json!([])), 0x11a6_d6d6);
     assert_eq!(hash("foo", "bar", json!(["more"])), 0x11a6_d6d6);
