@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tests_vm::{Disk, Options, Script, Vm};
 
+use crate::guest;
 use crate::random::Random;
 
 /// So many cuts on the same disks; then new ones, with the other file system.
@@ -347,7 +348,8 @@ impl<'w> Shared<'w> {
         match (code, moment) {
             (0, Moment::Never) => Ok(Outcome::Ended),
             (0, _) => bail!("the workload ended by itself:\n{said}"),
-            _ => Ok(Outcome::Found(said)),
+            (guest::FOUND, _) => Ok(Outcome::Found(said)),
+            (code, _) => bail!("the guest's part failed with {code}:\n{said}"),
         }
     }
 }

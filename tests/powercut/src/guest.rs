@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::audit::{self, Reference};
 use crate::bed::{self, Lost};
 use crate::journal::{Journal, Promises};
 use crate::work;
+
+/// The exit code of a round whose audit found something; any other failure is one of the test itself.
+pub(crate) const FOUND: i32 = 3;
 
 /// Where things are.
 #[derive(Debug, Clone, clap::Args)]
@@ -113,11 +116,13 @@ fn round(runtime: &Runtime, places: &Places, wish: &Round) -> Result<()> {
     let audited = audit::audit(&mut cri, &mut journal, &promises, &wish.right, wish.empty);
     let findings = runtime.block_on(audited).with_context(bed::daemon_log)?;
     if !findings.is_empty() {
-        bail!(
+        println!(
             "{}\nthe daemon's log:\n{}",
             findings.join("\n"),
             bed::daemon_log()
         );
+        // The guest goes next, and everything in it.
+        std::process::exit(FOUND);
     }
     println!("whole: {} images promised", promises.images().count());
     if wish.last {
