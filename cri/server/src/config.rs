@@ -12,6 +12,7 @@ use cri_shim_protocol::Runtime;
 use oci_runtime_cgroups::{Cgroup, CgroupDriver};
 use serde::Deserialize;
 
+use crate::apparmor;
 use crate::spec::{SpecDefaults, UnsetSeccomp, capability_by_name};
 
 /// The configuration of the CRI server.
@@ -294,7 +295,8 @@ pub struct ContainerDefaults {
     pub capabilities: Option<Vec<String>>,
     /// What a container without a seccomp profile gets.
     pub unset_seccomp: UnsetSeccompSetting,
-    /// The AppArmor profile that RuntimeDefault means.
+    /// The AppArmor profile that RuntimeDefault means, which must be loaded, or `unconfined`; absent: `orlop-default`,
+    /// which the daemon loads itself.
     pub apparmor_profile: Option<String>,
     /// The most processes in a container.
     pub pids_limit: Option<i64>,
@@ -382,9 +384,12 @@ impl Config {
             UnsetSeccompSetting::Unconfined => UnsetSeccomp::Unconfined,
             UnsetSeccompSetting::RuntimeDefault => UnsetSeccomp::RuntimeDefault,
         };
-        defaults
-            .apparmor_profile
-            .clone_from(&self.containers.apparmor_profile);
+        let profile = self.containers.apparmor_profile.as_deref();
+        if profile.is_some_and(|name| name.trim().is_empty()) {
+            let problem = "must name a profile, or be `unconfined`".to_owned();
+            return Err(wrong("containers.apparmor_profile", problem));
+        }
+        defaults.apparmor_profile = Some(profile.unwrap_or(apparmor::DEFAULT).to_owned());
         defaults.pids_limit = self.containers.pids_limit;
         defaults.privileged_without_host_devices = self.containers.privileged_without_host_devices;
         Ok(defaults)

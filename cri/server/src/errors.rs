@@ -24,6 +24,7 @@ use cri_shim_protocol::ErrorKind;
 use oci_runtime_cgroups::CgroupError;
 use tonic::{Code, Status};
 
+use crate::apparmor::AppArmorError;
 use crate::network::PodNetworkError;
 use crate::nri::AdjustError;
 use crate::shim::ShimCallError;
@@ -105,6 +106,9 @@ pub enum CallError {
     /// A plugin.
     #[error(transparent)]
     Nri(#[from] NriError),
+    /// AppArmor.
+    #[error(transparent)]
+    AppArmor(#[from] AppArmorError),
     /// What plugins want.
     #[error(transparent)]
     Adjust(#[from] AdjustError),
@@ -190,7 +194,10 @@ impl CallError {
             Self::Source(_) | Self::Device(_) => Code::InvalidArgument,
             Self::Token(_) => Code::ResourceExhausted,
             Self::Nri(NriError::Failed { .. } | NriError::Validator { .. }) => Code::Unavailable,
-            Self::Nri(_) | Self::Adjust(_) => Code::FailedPrecondition,
+            Self::Nri(_) | Self::Adjust(_) | Self::AppArmor(AppArmorError::NotLoaded { .. }) => {
+                Code::FailedPrecondition
+            }
+            Self::AppArmor(_) => Code::Internal,
             Self::File { source, .. } => full_or(
                 matches!(
                     source.kind(),

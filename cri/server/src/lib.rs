@@ -6,6 +6,7 @@
 //! What a container looks like is decided by the pure functions of [`spec`]; what a pod's network looks like, by CNI
 //! ([`network`]).
 
+pub mod apparmor;
 mod cgroup_names;
 pub mod clock;
 pub mod config;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
+use crate::apparmor::AppArmor;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::errors::CallError;
@@ -45,6 +46,8 @@ pub struct Node {
     pub clock: Arc<dyn Clock>,
     /// What the machine can do.
     pub host: HostFacts,
+    /// AppArmor profiles.
+    pub apparmor: Arc<AppArmor>,
     /// The machine's boot.
     pub boot_id: String,
     /// Where to die, for tests.
@@ -78,6 +81,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// What the machine can do.
     pub host: HostFacts,
+    /// AppArmor profiles.
+    pub apparmor: AppArmor,
     /// The machine's boot.
     pub boot_id: String,
     /// Where to die, for tests.
@@ -99,6 +104,7 @@ impl Node {
             events: Events::default(),
             clock: parts.clock,
             host: parts.host,
+            apparmor: Arc::new(parts.apparmor),
             boot_id: parts.boot_id,
             kill: parts.kill,
             streams: OnceLock::new(),

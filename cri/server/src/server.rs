@@ -22,6 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnixListenerStream;
 
+use crate::apparmor::AppArmor;
 use crate::clock::SystemClock;
 use crate::config::{Config, ConfigError};
 use crate::deadline::Deadlines;
@@ -207,10 +208,10 @@ async fn build(
     let records = tokio::task::spawn_blocking(move || {
         let opened = Store::open(&root)?;
         let host = HostFacts::read()?;
-        Ok::<_, ServeError>((opened, host))
+        Ok::<_, ServeError>((opened, host, AppArmor::of_this_machine()))
     });
     let images = Images::open(images_config(&config)).await?;
-    let ((store, torn), host) = records.await.map_err(|_| ServeError::Lost)??;
+    let ((store, torn), host, apparmor) = records.await.map_err(|_| ServeError::Lost)??;
     let cni = Cni::new(
         CniConfig {
             conf_dir: config.cni.conf_dir.clone(),
@@ -230,6 +231,7 @@ async fn build(
         network: Arc::new(CniNetwork::new(cni)),
         clock: Arc::new(SystemClock),
         host,
+        apparmor,
         boot_id: boot_id.trim().to_owned(),
         kill,
     });

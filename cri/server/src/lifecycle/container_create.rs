@@ -16,6 +16,7 @@ use oci_spec::runtime::Spec;
 use super::plan;
 use super::volumes;
 use super::{Operation, Side, Step, container_name};
+use crate::apparmor::AppArmor;
 use crate::cgroup_names;
 use crate::errors::CallError;
 use crate::node::{Node, blocking, names_of};
@@ -332,6 +333,7 @@ impl Node {
             },
             images,
             host: self.host.clone(),
+            apparmor: self.apparmor.clone(),
             plan: plan.clone(),
         }
     }
@@ -388,6 +390,7 @@ struct Bundle {
     files: SandboxFiles,
     images: BTreeMap<usize, PathBuf>,
     host: HostFacts,
+    apparmor: Arc<AppArmor>,
     plan: Arc<Plan>,
 }
 
@@ -422,7 +425,22 @@ impl Bundle {
             defaults: &self.plan.defaults,
             host: &self.host,
         };
-        Ok((spec::container_spec(&input)?, user))
+        let mut spec = spec::container_spec(&input)?;
+        self.provide_apparmor(&mut spec)?;
+        Ok((spec, user))
+    }
+
+    /// Without the means for the default profile, a container runs without one.
+    fn provide_apparmor(&self, spec: &mut Spec) -> Result<(), CallError> {
+        let Some(process) = spec.process_mut() else {
+            return Ok(());
+        };
+        if let Some(profile) = process.apparmor_profile().clone()
+            && !self.apparmor.provide(&profile)?
+        {
+            process.set_apparmor_profile(None);
+        }
+        Ok(())
     }
 
     fn write(&self, spec: &Spec, user: ResolvedUser) -> Result<ResolvedUser, CallError> {

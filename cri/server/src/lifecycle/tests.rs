@@ -17,6 +17,7 @@ use cri_images::{Images, ImagesConfig};
 use cri_shim_protocol::{Create, ErrorKind, Exit, Runtime};
 use tokio::sync::mpsc;
 
+use crate::apparmor::AppArmor;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::errors::CallError;
@@ -122,6 +123,7 @@ async fn boot(
         network: network.clone(),
         clock: clock.clone(),
         host: HostFacts::default(),
+        apparmor: AppArmor::of_this_machine(),
         boot_id: "boot".into(),
         kill: KillPoint::NONE,
     });

@@ -18,7 +18,7 @@ pub struct HostFacts {
     pub swap_accounting: bool,
     /// Sizes of huge pages that a cgroup can limit, such as `2MB`.
     pub hugepage_sizes: Vec<String>,
-    /// AppArmor is enabled.
+    /// AppArmor is enabled, and its profiles can be seen.
     pub apparmor: bool,
     /// SELinux is enabled.
     pub selinux: bool,
@@ -66,7 +66,7 @@ impl HostFacts {
             cgroup_v2,
             swap_accounting: swap_accounting(cgroup_v2),
             hugepage_sizes: hugepage_sizes(cgroup_v2),
-            apparmor: read_trimmed("/sys/module/apparmor/parameters/enabled").as_deref() == Some("Y"),
+            apparmor: crate::apparmor::is_enabled(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             recursive_read_only: at_least_5_12,
             idmapped_mounts: at_least_5_12,

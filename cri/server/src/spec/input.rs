@@ -138,7 +138,7 @@ pub struct SpecDefaults {
     pub capabilities: Vec<Capability>,
     /// What a container without a seccomp profile gets.
     pub unset_seccomp: UnsetSeccomp,
-    /// The loaded AppArmor profile that `RuntimeDefault` means; none: `RuntimeDefault` confines nothing.
+    /// The AppArmor profile that `RuntimeDefault` means; none: `RuntimeDefault` confines nothing.
     pub apparmor_profile: Option<String>,
     /// The most processes that a container may have; none: no limit of its own.
     pub pids_limit: Option<i64>,

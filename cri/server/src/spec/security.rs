@@ -156,7 +156,7 @@ pub(super) fn apparmor(input: &SpecInput<'_>) -> Result<Option<String>, SpecErro
         Profile::Localhost(name) if !input.host.apparmor => Err(SpecError::NoAppArmor { profile: name }),
         Profile::Localhost(name) => Ok(Some(name)),
         Profile::Unconfined => Ok(input.host.apparmor.then(|| "unconfined".to_owned())),
-        Profile::Unset if security.privileged => Ok(None),
+        Profile::Unset | Profile::RuntimeDefault if security.privileged => Ok(None),
         Profile::Unset | Profile::RuntimeDefault => Ok(input.default_apparmor()),
     }
 }

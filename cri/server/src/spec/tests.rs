@@ -951,6 +951,48 @@ fn apparmor_and_selinux_where_the_host_has_them() {
 }
 
 #[test]
+#[allow(deprecated)]
+fn apparmor_profiles_are_asked_for_in_two_ways() {
+    use v1::security_profile::ProfileType as Type;
+    let mut case = Case::new();
+    case.host.apparmor = true;
+    case.defaults.apparmor_profile = Some("orlop-default".to_owned());
+    let profile = |case: &Case| case.spec().process().as_ref().unwrap().apparmor_profile().clone();
+    assert_eq!(
+        profile(&case).as_deref(),
+        Some("orlop-default"),
+        "nothing asked for"
+    );
+    for (text, kind, name, wanted) in [
+        ("runtime/default", Type::RuntimeDefault, "", "orlop-default"),
+        ("unconfined", Type::Unconfined, "", "unconfined"),
+        ("localhost/mine", Type::Localhost, "mine", "mine"),
+        ("localhost/mine", Type::Localhost, "localhost/mine", "mine"),
+    ] {
+        case.security().apparmor = None;
+        case.security().apparmor_profile = text.to_owned();
+        assert_eq!(profile(&case).as_deref(), Some(wanted), "{text}");
+        // The new field decides where both are there.
+        case.security().apparmor_profile = "localhost/other".to_owned();
+        case.security().apparmor = Some(v1::SecurityProfile {
+            profile_type: kind as i32,
+            localhost_ref: name.to_owned(),
+        });
+        assert_eq!(profile(&case).as_deref(), Some(wanted), "{kind:?}");
+    }
+    case.sandbox_security().privileged = true;
+    case.security().privileged = true;
+    assert_eq!(profile(&case).as_deref(), Some("mine"), "a named profile stays");
+    for apparmor in [Type::RuntimeDefault, Type::Unconfined] {
+        case.security().apparmor = Some(v1::SecurityProfile {
+            profile_type: apparmor as i32,
+            localhost_ref: String::new(),
+        });
+        assert_ne!(profile(&case).as_deref(), Some("orlop-default"), "{apparmor:?}");
+    }
+}
+
+#[test]
 fn masked_paths_come_from_the_caller_or_the_default() {
     let linux = |case: &Case| case.spec().linux().clone().unwrap();
     let mut case = Case::new();
