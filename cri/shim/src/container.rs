@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use cri_shim_protocol::{ContainerState, Exit, Status};
 
 use crate::clients::ReplyTo;
-use crate::oom::Kills;
+use crate::oom::Oom;
 use crate::stage::Handle;
 use crate::stdio::Stdio;
 
@@ -64,8 +64,8 @@ pub(crate) struct Container {
     pub(crate) execs: Vec<Execed>,
     /// OCI `linux.cgroupsPath`.
     pub(crate) cgroup: Option<String>,
-    /// What the OOM killer had done when it was made, or when another container's end was explained.
-    pub(crate) oom_known: Kills,
+    /// What the OOM killer does in it.
+    pub(crate) oom: Oom,
     /// A start stage is under way, or a delete stage.
     pub(crate) busy: bool,
     /// Its other processes outlive its init unless they are killed.

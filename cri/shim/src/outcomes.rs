@@ -5,7 +5,7 @@ use cri_shim_protocol::{ErrorKind, Reply, ShimError};
 use crate::clients::ReplyTo;
 use crate::container::{Container, Phase};
 use crate::log::now;
-use crate::oom::Kills;
+use crate::oom::Oom;
 use crate::reap;
 use crate::shim::Shim;
 use crate::stage::{self, Outcome, Report, failed, refuse};
@@ -87,7 +87,9 @@ impl Shim {
                     format_args!("a stage child misreported"),
                 ));
             };
-            found.oom_known = cgroup.as_deref().map(Kills::read).unwrap_or_default();
+            if let Some(cgroup) = &cgroup {
+                found.oom = Oom::open(cgroup, &self.poll, number);
+            }
             found.cgroup = cgroup;
             if let Some(console) = outcome.console {
                 let taken = found.stdio.take_console(console);
@@ -100,6 +102,7 @@ impl Shim {
         match (made, &mut found.phase) {
             (Ok(pid), Phase::Creating { given_up, .. }) if given_up.is_empty() => {
                 found.phase = Phase::Created { pid };
+                self.explain(number, |account, oom, others| account.began(oom, others));
                 self.answer(reply, Ok(Reply::Created { pid }));
                 let early = self.early_end(pid);
                 self.ended_early(early);

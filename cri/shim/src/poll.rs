@@ -31,6 +31,8 @@ pub(crate) enum Token {
     Input(u32),
     /// A container's attached client.
     Attached(u32, u32),
+    /// A container's count of processes that were killed for memory.
+    Kills(u32),
 }
 
 const PLACE: u64 = 0xff_ffff;
@@ -46,6 +48,7 @@ impl Token {
             Self::Output(n, Source::Stderr) => (4, n, 2),
             Self::Input(n) => (5, n, 0),
             Self::Attached(n, m) => (6, n, m),
+            Self::Kills(n) => (7, n, 0),
         };
         kind << 56 | (u64::from(a) & PLACE) << 24 | (u64::from(b) & PLACE)
     }
@@ -61,6 +64,7 @@ impl Token {
             (4, 2) => Self::Output(a, Source::Stderr),
             (5, _) => Self::Input(a),
             (6, _) => Self::Attached(a, b),
+            (7, _) => Self::Kills(a),
             _ => return None,
         })
     }
@@ -165,6 +169,7 @@ mod tests {
             Token::Output(3, Source::Stderr),
             Token::Input(0xff_ffff),
             Token::Attached(9, 4),
+            Token::Kills(5),
         ];
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), Some(token));

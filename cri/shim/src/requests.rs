@@ -9,7 +9,7 @@ use crate::attached::{Attached, MAX_ATTACHED};
 use crate::clients::ReplyTo;
 use crate::container::{Container, Execed, MAX_CONTAINERS, MAX_EXECS, Phase};
 use crate::log::{LogFile, Source};
-use crate::oom::Kills;
+use crate::oom::Oom;
 use crate::reap;
 use crate::shim::{Shim, not_found};
 use crate::stage::{self, CreateWork, Handle, failed, refuse};
@@ -108,7 +108,7 @@ impl Shim {
             stdio,
             execs: Vec::new(),
             cgroup: None,
-            oom_known: Kills::default(),
+            oom: Oom::default(),
             busy: false,
             kill_all_at_exit: create.kill_all_at_exit,
         });

@@ -14,7 +14,7 @@ use crate::clients::{Client, Hangup, Incoming, MAX_CLIENTS, ReplyTo};
 use crate::container::{Container, ExitFiles, Phase};
 use crate::diary::Diary;
 use crate::log::{Gather, LogChange, Source};
-use crate::oom::Kills;
+use crate::oom::{Account, Oom};
 use crate::poll::{Interest, Poll, Token, Watch};
 use crate::reap::{self, Ended, Orphans};
 use crate::rest::{GiveBack, Rest};
@@ -52,6 +52,7 @@ pub(crate) struct Shim {
     scratch: Vec<u8>,
     gather: Gather,
     pub(crate) diary: Diary,
+    account: Account,
     ending: Option<Ending>,
     text: ProgramText,
     rest: Rest,
@@ -80,6 +81,7 @@ impl Shim {
             scratch: vec![0; SCRATCH_BYTES],
             gather: Gather::new(),
             diary: Diary::open(&state_dir),
+            account: Account::default(),
             ending: None,
             // Without it the shim is larger, and works.
             text: ProgramText::find().unwrap_or_default(),
@@ -124,6 +126,7 @@ impl Shim {
             Token::Client(client) => self.hear(client, flags),
             Token::Stage(stage) => self.stage_reports(stage),
             Token::Output(number, source) => self.pump(number, source),
+            Token::Kills(number) => self.kills_changed(number),
             Token::Input(number) => {
                 if let Some(container) = self.containers.at_mut(number) {
                     container.stdio.feed(number, &self.poll);
@@ -329,6 +332,8 @@ impl Shim {
     pub(crate) fn forget(&mut self, number: u32) {
         if let Some(mut container) = self.containers.remove(number) {
             container.stdio.close(&self.poll, number);
+            // The kernel forgets it with the file, at the latest when the last stage child has ended.
+            let _ = container.oom.close(&self.poll, number);
             self.exits.remove(&container.handle.id);
             // The container's end was theirs too; nobody will look them up when they are collected.
             for exec in container.execs {
@@ -384,8 +389,12 @@ impl Shim {
             _ => 0,
         };
         let change = container.stdio.drain(number, &mut shared);
-        let kills = container.cgroup.as_deref().map(Kills::read).unwrap_or_default();
-        let oom_killed = kills.explain(ended.signal, container.oom_known);
+        let oom_killed = self.explain(number, |account, oom, others| {
+            account.explains(ended.signal, oom, others)
+        });
+        let Some(container) = self.containers.at_mut(number) else {
+            return;
+        };
         let exit = ended.exit(oom_killed);
         container.phase = Phase::Exited { started_at, exit };
         let left = container.cgroup.clone().filter(|_| container.kill_all_at_exit);
@@ -397,20 +406,43 @@ impl Shim {
                 "failed to write the exit file of container {container}: {error}"
             ));
         }
-        if oom_killed {
-            // Nobody else's end is explained by the same kill.
-            for other in 0..self.containers.end() {
-                if let Some(other) = self.containers.at_mut(other) {
-                    other.oom_known = kills;
-                }
-            }
-        }
         if let Some(cgroup) = left {
             self.begin(Job::Other, None, &[], move || {
                 stage::kill_all(&cgroup, Signal::SIGKILL as i32)
             });
         }
         self.publish(Event::ContainerExited { container, exit });
+    }
+
+    /// Calls `work` with a container's counts of kills, and those of the others that live.
+    pub(crate) fn explain<T>(
+        &mut self,
+        number: u32,
+        work: impl FnOnce(&mut Account, &mut Oom, &mut [&mut Oom]) -> T,
+    ) -> T {
+        let mut own = self.containers.at_mut(number).map(|c| std::mem::take(&mut c.oom));
+        let mut others: Vec<&mut Oom> = self
+            .containers
+            .iter_mut()
+            .filter(|(other, container)| *other != number && container.pid().is_some())
+            .map(|(_, container)| &mut container.oom)
+            .collect();
+        let done = work(&mut self.account, own.get_or_insert_default(), &mut others);
+        if let (Some(container), Some(own)) = (self.containers.at_mut(number), own) {
+            container.oom = own;
+        }
+        done
+    }
+
+    /// The kernel says that the OOM killer has been in a container.
+    fn kills_changed(&mut self, number: u32) {
+        let Some(container) = self.containers.at_mut(number) else {
+            return;
+        };
+        if let Err(error) = container.oom.changed(&self.poll, number) {
+            self.diary
+                .note(format_args!("failed to unwatch a container's memory: {error}"));
+        }
     }
 
     fn exec_ended(&mut self, ended: Ended) -> bool {
@@ -423,8 +455,7 @@ impl Shim {
             let exec = container.execs.swap_remove(place).name;
             // Only a killed process can have been killed for memory.
             let killed = ended.signal == Some(Signal::SIGKILL as i32);
-            let kills = container.cgroup.as_deref().map(Kills::read).unwrap_or_default();
-            let oom_killed = killed && kills.explain(ended.signal, container.oom_known);
+            let oom_killed = killed && container.oom.count().is_any();
             let container = container.handle.id.clone();
             let exit = ended.exit(oom_killed);
             self.publish(Event::ExecExited {

@@ -53,6 +53,12 @@ impl<T> Slab<T> {
             .filter_map(|(n, v)| Some((n, v.as_ref()?)))
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
+        (0u32..)
+            .zip(&mut self.places)
+            .filter_map(|(n, v)| Some((n, v.as_mut()?)))
+    }
+
     pub(crate) fn find(&self, wanted: impl Fn(&T) -> bool) -> Option<u32> {
         self.iter().find(|(_, value)| wanted(value)).map(|(n, _)| n)
     }

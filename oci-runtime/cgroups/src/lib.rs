@@ -26,6 +26,7 @@ mod error;
 mod files;
 pub mod hierarchy;
 pub mod limits;
+mod oom;
 mod read;
 mod removal;
 mod stats;
@@ -43,6 +44,7 @@ use serde::{Deserialize, Serialize};
 pub use attach::{AttachFailure, AttachFds};
 pub use error::CgroupError;
 use hierarchy::{Hierarchies, Hierarchy, Version};
+pub use oom::OomEvents;
 pub use stats::{CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stall, Stats};
 use systemd::Unit;
 

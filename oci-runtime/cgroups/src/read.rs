@@ -47,16 +47,27 @@ pub(crate) fn stats(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
 }
 
 pub(crate) fn oom_kills(cgroup: &Cgroup) -> Result<u64, CgroupError> {
-    let Some((version, dir)) = at(cgroup, "memory") else {
+    let Some((_, path)) = oom_path(cgroup) else {
         return Err(CgroupError::MissingController {
             controller: "memory".to_owned(),
             file: "memory.events".to_owned(),
         });
     };
-    let path = dir.join(oom_file(version));
     Ok(Table::new(&path, files::read(&path)?)
         .value("oom_kill")?
         .unwrap_or(0))
+}
+
+/// Where the OOM killer's count is.
+pub(crate) fn oom_path(cgroup: &Cgroup) -> Option<(Version, PathBuf)> {
+    let (version, dir) = at(cgroup, "memory")?;
+    Some((version, dir.join(oom_file(version))))
+}
+
+/// The count in such a file's text.
+pub(crate) fn oom_kills_in(text: &str) -> Option<u64> {
+    let mut counts = text.lines().filter_map(|line| line.strip_prefix("oom_kill "));
+    counts.next()?.trim().parse().ok()
 }
 
 fn oom_file(version: Version) -> &'static str {
