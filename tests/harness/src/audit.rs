@@ -13,6 +13,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::boot::{Residents, pids};
+
 /// All that could leak, by kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -47,14 +49,15 @@ pub(crate) fn is_on_its_way_out(leak: &str) -> bool {
 impl Snapshot {
     /// Looks around; to be called inside the node. `cgroups` is what is below the node's own, and processes with one
     /// of `expected` in their command line are no leak.
-    pub(crate) fn take(cgroups: Vec<String>, expected: &[&str]) -> Result<Self> {
+    pub(crate) fn take(cgroups: Vec<String>, residents: &Residents, expected: &[&str]) -> Result<Self> {
+        let table = format!("/proc/{}/mountinfo", residents.keeper());
         let mut kinds = BTreeMap::from([
             // The thread that looks has no entry in this `/proc`, but the namespace's init has.
-            ("mount", mounts("/proc/1/mountinfo")?),
+            ("mount", mounts(&table)?),
             ("link", links()?),
             ("rule", rules()?),
             ("cgroup", cgroups),
-            ("process", processes(expected)),
+            ("process", processes(residents, expected)),
             (
                 "file",
                 FOLDERS
@@ -77,7 +80,7 @@ impl Snapshot {
     /// Something can't be listed.
     pub fn of_machine(cgroup: &str) -> Result<Self> {
         let top = Path::new("/sys/fs/cgroup").join(cgroup.trim_start_matches('/'));
-        let mut found = Self::take(directories(&top), &[])?;
+        let mut found = Self::take(directories(&top), &Residents::All, &[])?;
         found.kinds.remove("process");
         Ok(found)
     }
@@ -172,23 +175,20 @@ fn rules() -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn processes(expected: &[&str]) -> Vec<String> {
+fn processes(residents: &Residents, expected: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else {
-            continue;
-        };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+    for pid in pids().filter(|pid| residents.has(*pid)) {
+        let folder = Path::new("/proc").join(pid.to_string());
+        let line = fs::read(folder.join("cmdline")).unwrap_or_default();
         let mut line = String::from_utf8_lossy(&line)
             .replace('\0', " ")
             .trim()
             .to_owned();
         if line.is_empty() {
-            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            let comm = fs::read_to_string(folder.join("comm")).unwrap_or_default();
             line = format!("[{}], a zombie", comm.trim());
         }
-        if pid != 1 && !expected.iter().any(|known| line.contains(known)) {
+        if !expected.iter().any(|known| line.contains(known)) {
             found.push(line);
         }
     }

@@ -6,9 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
+use nix::unistd::Pid;
 
+use crate::cgroup::Subtree;
+use crate::driver::Driver;
 use crate::enter::{ALL, NETWORK, Namespaces};
 use crate::run::wait_until;
 
@@ -23,23 +28,30 @@ pub(crate) struct Sandbox {
     /// Never written to. Closing it ends the namespaces.
     lifeline: Option<ChildStdin>,
     pub(crate) namespaces: Namespaces,
+    /// What is in them has a PID namespace of its own, and ends with its init.
+    own_pids: bool,
 }
 
 impl Sandbox {
     /// All namespaces of a node.
-    pub(crate) fn node() -> Result<Self> {
-        Self::new(
-            &[
-                "--mount",
-                "--net",
-                "--uts",
-                "--ipc",
-                "--pid",
-                "--fork",
-                "--mount-proc",
-            ],
-            ALL,
-        )
+    pub(crate) fn node(driver: Driver) -> Result<Self> {
+        let shared = ["--mount", "--net", "--uts", "--ipc"];
+        match driver {
+            Driver::Cgroupfs => {
+                let own_pids = ["--pid", "--fork", "--mount-proc"];
+                Self::new(&[&shared[..], &own_pids[..]].concat(), ALL)
+            }
+            Driver::Systemd => {
+                let all_but_pid: Vec<_> = ALL
+                    .iter()
+                    .copied()
+                    .filter(|(name, _)| *name != "pid_for_children")
+                    .collect();
+                let mut sandbox = Self::new(&shared, &all_but_pid)?;
+                sandbox.own_pids = false;
+                Ok(sandbox)
+            }
+        }
     }
 
     /// A network namespace only.
@@ -51,7 +63,10 @@ impl Sandbox {
         let mut command = Command::new("unshare");
         command.args(flags);
         if flags.contains(&"--fork") {
-            command.args(["--kill-child", "--propagation", "private"]);
+            command.arg("--kill-child");
+        }
+        if flags.contains(&"--mount") {
+            command.args(["--propagation", "private"]);
         }
         let mut keeper = command
             .args(["bash", "--norc", "--noprofile", "-c", INIT])
@@ -76,6 +91,7 @@ impl Sandbox {
             keeper,
             lifeline,
             namespaces,
+            own_pids: true,
         })
     }
 
@@ -84,8 +100,39 @@ impl Sandbox {
         self.keeper.id()
     }
 
+    /// What is to be looked at to see who is in the namespaces.
+    pub(crate) fn residents(&self, cgroup: &Subtree) -> Result<Residents> {
+        Ok(match self.own_pids {
+            true => Residents::All,
+            false => Residents::In {
+                keeper: self.pid(),
+                mounts: mount_namespace(self.pid())
+                    .with_context(|| format!("failed to look at process {}", self.pid()))?,
+                cgroup: cgroup.path(),
+            },
+        })
+    }
+
+    /// Kills what is in the mount namespace, where no PID namespace's end does.
+    fn kill_residents(&self) -> Result<()> {
+        let Some(ours) = mount_namespace(self.pid()) else {
+            return Ok(());
+        };
+        for pid in pids().filter(|pid| *pid != self.pid() && mount_namespace(*pid).as_ref() == Some(&ours)) {
+            let pid = Pid::from_raw(i32::try_from(pid).context("a pid is positive")?);
+            match kill(pid, Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(e) => return Err(e).with_context(|| format!("failed to kill process {pid}")),
+            }
+        }
+        Ok(())
+    }
+
     /// Ends every process inside and waits until they are gone.
     pub(crate) fn end(&mut self) -> Result<()> {
+        if !self.own_pids && self.lifeline.is_some() {
+            self.kill_residents()?;
+        }
         if self.lifeline.take().is_some() {
             // init ends by itself; the kernel kills the rest before `unshare` sees init's end.
             wait_until("the node's end", LIMIT, || {
@@ -111,8 +158,59 @@ impl Drop for Sandbox {
     }
 }
 
+/// Whose processes are a node's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Residents {
+    /// All that there are in this `/proc`.
+    All,
+    /// Those in a mount namespace or a cgroup, but for the one that keeps it.
+    In {
+        keeper: u32,
+        mounts: PathBuf,
+        cgroup: String,
+    },
+}
+
+impl Residents {
+    /// Whether a process is one of them, and not the one that keeps the namespaces.
+    pub(crate) fn has(&self, pid: u32) -> bool {
+        match self {
+            Self::All => pid != 1,
+            Self::In {
+                keeper,
+                mounts,
+                cgroup,
+            } => {
+                let below = format!("0::{cgroup}/");
+                let inside = || fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+                pid != *keeper
+                    && (mount_namespace(pid).as_ref() == Some(mounts) || inside().starts_with(&below))
+            }
+        }
+    }
+
+    /// A process that sees the node's mounts.
+    pub(crate) fn keeper(&self) -> u32 {
+        match self {
+            Self::All => 1,
+            Self::In { keeper, .. } => *keeper,
+        }
+    }
+}
+
+/// `mnt:[4026531841]`; `None` for one that is gone.
+fn mount_namespace(pid: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
+}
+
+/// All processes of this `/proc`.
+pub(crate) fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
 /// Mounts, hostname, loopback and forwarding, as a machine has them after boot. Runs inside the namespaces.
-pub(crate) fn furnish(base: &Path, hostname: &str, keep: &[PathBuf]) -> Result<()> {
+pub(crate) fn furnish(base: &Path, hostname: &str, keep: &[PathBuf], driver: Driver) -> Result<()> {
     // As systemd has it: what is mounted later is seen by bind mounts made earlier. Only inside this namespace.
     mount(
         None::<&str>,
@@ -149,6 +247,15 @@ pub(crate) fn furnish(base: &Path, hostname: &str, keep: &[PathBuf]) -> Result<(
     // users.
     hide(base, "/var/lib", keep)?;
     hide(base, "/var/log", keep)?;
+    let sockets: &[&str] = match driver {
+        Driver::Cgroupfs => &[],
+        Driver::Systemd => &["systemd", "dbus"],
+    };
+    for name in sockets {
+        let aside = base.join("sockets").join(name);
+        create(&aside)?;
+        bind(&Path::new("/run").join(name), &aside)?;
+    }
     mount(
         Some("tmpfs"),
         "/run",
@@ -157,6 +264,11 @@ pub(crate) fn furnish(base: &Path, hostname: &str, keep: &[PathBuf]) -> Result<(
         Some("mode=755"),
     )
     .context("failed to mount a tmpfs on `/run`")?;
+    for name in sockets {
+        let place = Path::new("/run").join(name);
+        create(&place)?;
+        bind(&base.join("sockets").join(name), &place)?;
+    }
     for dir in ["/etc/cni/net.d", "/etc/orlop", "/opt/cni/bin"] {
         // The machine's own must not show through.
         if Path::new(dir).exists() {

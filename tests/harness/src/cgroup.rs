@@ -8,21 +8,33 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::driver::{self, Driver};
+
+const TOP: &str = "/sys/fs/cgroup";
+
 /// A folder of the same name in each hierarchy; empty ones go when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Subtree {
     name: String,
     roots: Vec<PathBuf>,
+    driver: Driver,
 }
 
 impl Subtree {
     /// Makes the folders. There must be no such name yet.
-    pub(crate) fn new(name: &str) -> Result<Self> {
+    pub(crate) fn new(name: &str, driver: Driver) -> Result<Self> {
         let mut subtree = Self {
             name: name.to_owned(),
             roots: Vec::new(),
+            driver,
         };
-        for hierarchy in hierarchies(Path::new("/sys/fs/cgroup"))? {
+        if driver == Driver::Systemd {
+            // systemd makes it for the first unit in it.
+            subtree.name = Driver::slice(name);
+            subtree.roots.push(Path::new(TOP).join(&subtree.name));
+            return Ok(subtree);
+        }
+        for hierarchy in hierarchies(Path::new(TOP))? {
             let root = hierarchy.join(name);
             fs::create_dir(&root)
                 .with_context(|| format!("failed to create the cgroup `{}`", root.display()))?;
@@ -61,8 +73,23 @@ impl Subtree {
         found
     }
 
+    /// Kills what is in it, where no PID namespace does.
+    pub(crate) fn kill(&self) -> Result<()> {
+        let kill = |root: &PathBuf| match fs::write(root.join("cgroup.kill"), "1") {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.with_context(|| format!("failed to kill what is in `{}`", root.display())),
+        };
+        match self.driver {
+            Driver::Cgroupfs => Ok(()),
+            Driver::Systemd => self.roots.iter().try_for_each(kill),
+        }
+    }
+
     /// Removes it with all that is below. Processes in it must be dead or about to die.
     pub(crate) fn remove(&mut self) -> Result<()> {
+        if self.driver == Driver::Systemd && !self.roots.is_empty() {
+            driver::stop_slice(&self.name)?;
+        }
         let begun = Instant::now();
         while let Some(root) = self.roots.last() {
             let mut dirs = below(root);

@@ -14,6 +14,7 @@ use crate::boot::{self, Sandbox};
 use crate::cgroup::Subtree;
 use crate::crictl::Crictl;
 use crate::daemon::{self, Daemon};
+use crate::driver::Driver;
 use crate::janitor::Janitor;
 use crate::registry;
 use crate::run::{Finished, finish, piped};
@@ -32,6 +33,7 @@ pub struct NodeBuilder {
     conflist: Option<String>,
     disk_mib: Option<u64>,
     bare: bool,
+    driver: Option<Driver>,
 }
 
 impl NodeBuilder {
@@ -63,6 +65,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Who makes the pods' cgroups, whatever the environment says.
+    #[must_use]
+    pub fn driver(mut self, driver: Driver) -> Self {
+        self.driver = Some(driver);
+        self
+    }
+
     /// Without orlop-cri and without a registry.
     #[must_use]
     pub fn bare(mut self) -> Self {
@@ -88,6 +97,7 @@ pub struct Node {
     registry: Option<Child>,
     daemon: Option<Daemon>,
     environment: BTreeMap<String, String>,
+    driver: Driver,
     // The order matters when a node is dropped: processes end before their cgroups are removed.
     sandbox: Sandbox,
     cgroup: Subtree,
@@ -111,6 +121,8 @@ impl Node {
 
     fn from(wish: NodeBuilder) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        let driver = wish.driver.map_or_else(Driver::of_environment, Ok)?;
+        driver.check()?;
         let name = format!(
             "orlop-test-{}-{}",
             std::process::id(),
@@ -122,16 +134,16 @@ impl Node {
         let mut janitor = Janitor::hire(&name, &base)?;
         fs::create_dir(&base).with_context(|| format!("failed to create `{}`", base.display()))?;
         let cleanup = RemoveOnError(Some(base.clone()));
-        let sandbox = Sandbox::node()?;
+        let sandbox = Sandbox::node(driver)?;
         janitor.tell_keeper(sandbox.pid())?;
-        let cgroup = Subtree::new(&name)?;
+        let cgroup = Subtree::new(&name, driver)?;
         let on_disk = boot::real_disk(&base)?;
         let keep = tools::folders()?;
         sandbox.namespaces.inside(|| {
             if !on_disk {
                 boot::memory_disk(&base)?;
             }
-            boot::furnish(&base, &name, &keep)?;
+            boot::furnish(&base, &name, &keep, driver)?;
             if let Some(mib) = wish.disk_mib {
                 boot::small_disk(mib)?;
             }
@@ -145,6 +157,7 @@ impl Node {
             registry: None,
             daemon: None,
             environment: wish.environment.clone(),
+            driver,
             sandbox,
             cgroup,
             _janitor: janitor,
@@ -165,9 +178,9 @@ impl Node {
             daemon::SOCKET
         );
         let main = format!(
-            "shim = \"{}\"\n\n[cgroup]\nroot = \"{1}\"\nshims = \"{1}/shims\"\n",
+            "shim = \"{}\"\n\n{}",
             tools::ours("orlop-shim")?.display(),
-            self.cgroup_parent(),
+            self.driver.configuration(&self.name),
         );
         let conflist = wish.conflist.clone().unwrap_or_else(usual_network);
         self.write("/etc/crictl.yaml", &crictl)?;
@@ -193,6 +206,12 @@ impl Node {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Who makes its pods' cgroups.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        self.driver
     }
 
     /// The parent of all its cgroups.
@@ -372,7 +391,9 @@ impl Node {
     /// Something can't be looked at.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let cgroups = self.cgroup.children();
-        self.inside(|| Snapshot::take(cgroups, &["orlop-cri", "docker-registry"]))
+        let residents = self.sandbox.residents(&self.cgroup)?;
+        let expected = ["orlop-cri", "docker-registry"];
+        self.inside(|| Snapshot::take(cgroups, &residents, &expected))
     }
 
     /// Fails when there is more than there was at `before`, after giving it a moment to go away; what is in the image
@@ -436,14 +457,14 @@ impl Node {
             registry.kill()?;
             registry.wait()?;
         }
-        let shims = format!(":{}", "shims");
         left.extend(
             self.cgroup
                 .children()
                 .into_iter()
-                .filter(|c| !c.ends_with(&shims))
+                .filter(|c| !(c.ends_with(":shims") || c.ends_with("shims.scope")))
                 .map(|c| format!("cgroup {c}")),
         );
+        self.cgroup.kill()?;
         self.sandbox.end()?;
         self.cgroup.remove()?;
         fs::remove_dir_all(&self.base)
@@ -467,6 +488,7 @@ impl Drop for Node {
         if let Some(daemon) = &mut self.daemon {
             let _ = daemon.kill();
         }
+        let _ = self.cgroup.kill();
         let _ = self.sandbox.end();
         let _ = self.cgroup.remove();
         let _ = fs::remove_dir_all(&self.base);
