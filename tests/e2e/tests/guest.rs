@@ -10,6 +10,13 @@ mod apparmor;
 #[path = "cri/bed.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest")]
 mod bed;
+#[path = "guest/cgroup.rs"]
+mod cgroup;
+#[path = "cri/client.rs"]
+#[allow(dead_code, reason = "the other suite uses the rest")]
+mod client;
+#[path = "guest/unit.rs"]
+mod unit;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -18,7 +25,7 @@ use std::process::ExitCode;
 /// A test's name and body.
 type Test = (&'static str, fn());
 
-const TESTS: &[&[Test]] = &[apparmor::TESTS];
+const TESTS: &[&[Test]] = &[apparmor::TESTS, cgroup::TESTS, unit::TESTS];
 
 fn main() -> ExitCode {
     let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();

@@ -121,7 +121,12 @@ impl Node {
 
     fn from(wish: NodeBuilder) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let driver = wish.driver.map_or_else(Driver::of_environment, Ok)?;
+        let driver = match wish.driver {
+            Some(driver) => driver,
+            // What runs there has cgroups of its own making.
+            None if wish.bare => Driver::Cgroupfs,
+            None => Driver::of_environment()?,
+        };
         driver.check()?;
         let name = format!(
             "orlop-test-{}-{}",
@@ -218,6 +223,24 @@ impl Node {
     #[must_use]
     pub fn cgroup_parent(&self) -> String {
         self.cgroup.path()
+    }
+
+    /// What a cgroup right below that is called by who makes it: a pod's is called by the pod's ID.
+    #[must_use]
+    pub fn child_cgroup(&self, name: &str) -> String {
+        match self.driver {
+            Driver::Cgroupfs => self.child_cgroup_path(name),
+            Driver::Systemd => Driver::slice(&self.name).replace(".slice", &format!("-{name}.slice")),
+        }
+    }
+
+    /// Where it is, from the hierarchies' roots.
+    #[must_use]
+    pub fn child_cgroup_path(&self, name: &str) -> String {
+        match self.driver {
+            Driver::Cgroupfs => format!("{}/{name}", self.cgroup_parent()),
+            Driver::Systemd => format!("{}/{}", self.cgroup_parent(), self.child_cgroup(name)),
+        }
     }
 
     /// Where a path of the node is for this process.

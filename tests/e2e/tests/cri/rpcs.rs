@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use cri_api::v1::*;
 use serde_json::json;
-use tests_harness::{ContainerSpec, Node, PodSpec, wait_until};
+use tests_harness::{ContainerSpec, Driver, Node, PodSpec, wait_until};
 use tonic::Code;
 
 use crate::bed::{PATIENCE, in_node, settled, sleeper, until_logged, until_state};
@@ -290,10 +290,7 @@ fn a_pods_limits_change_while_it_runs() {
         let crictl = node.crictl()?;
         let (sandbox, container) = crictl.start_pod(&PodSpec::new("limited"), &sleeper("main"))?;
         let (given, _) = crictl.start_pod(
-            &PodSpec::new("given").with(
-                "/linux/cgroup_parent",
-                json!(format!("{}/kubelets", node.cgroup_parent())),
-            ),
+            &PodSpec::new("given").with("/linux/cgroup_parent", json!(node.child_cgroup("kubelets"))),
             &sleeper("main"),
         )?;
         let memory = |bytes: i64| {
@@ -338,9 +335,13 @@ fn a_pods_limits_change_while_it_runs() {
         crictl.remove_pod(&sandbox)?;
         crictl.remove_pod(&given)?;
         // Whoever gave the cgroup removes it.
-        let own = format!("{}/kubelets", node.cgroup_parent());
-        let remove =
-            format!("for top in /sys/fs/cgroup /sys/fs/cgroup/*; do rmdir $top{own} 2>/dev/null; done; true");
+        let remove = match node.driver() {
+            Driver::Cgroupfs => format!(
+                "for top in /sys/fs/cgroup /sys/fs/cgroup/*; do rmdir $top{} 2>/dev/null; done; true",
+                node.child_cgroup_path("kubelets")
+            ),
+            Driver::Systemd => format!("systemctl stop {}", node.child_cgroup("kubelets")),
+        };
         node.run("sh", &["-c", &remove])?.ok()?;
         node.assert_no_leaks(&before)
     });
@@ -348,7 +349,7 @@ fn a_pods_limits_change_while_it_runs() {
 
 /// The memory limit of a cgroup below the node's own; none if there is no such cgroup.
 fn limit_of(node: &Node, name: &str) -> Result<Option<String>> {
-    let own = format!("{}/{name}", node.cgroup_parent());
+    let own = node.child_cgroup_path(name);
     for file in [
         format!("/sys/fs/cgroup/memory{own}/memory.limit_in_bytes"),
         format!("/sys/fs/cgroup{own}/memory.max"),
@@ -367,7 +368,11 @@ fn the_runtimes_configuration_is_told_and_a_pod_cidr_is_taken() {
         let told =
             cri.call(|mut c| async move { c.runtime.runtime_config(RuntimeConfigRequest::default()).await })?;
         let linux = told.linux.context("nothing is told about Linux")?;
-        ensure!(linux.cgroup_driver == CgroupDriver::Cgroupfs as i32, "{linux:?}");
+        let driver = match node.driver() {
+            Driver::Cgroupfs => CgroupDriver::Cgroupfs,
+            Driver::Systemd => CgroupDriver::Systemd,
+        };
+        ensure!(linux.cgroup_driver == driver as i32, "{linux:?}");
         let request = UpdateRuntimeConfigRequest {
             runtime_config: Some(RuntimeConfig {
                 network_config: Some(NetworkConfig {
