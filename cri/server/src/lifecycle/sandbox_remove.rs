@@ -181,7 +181,7 @@ pub(super) fn drop_cgroup(path: &str) -> Result<(), CallError> {
     let cgroup = Cgroup::named(path)?;
     if cgroup.exists() {
         cgroup.kill_all()?;
-        cgroup.remove()?;
     }
-    Ok(())
+    // systemd may still have a unit whose directory is gone.
+    Ok(cgroup.remove()?)
 }
