@@ -279,17 +279,74 @@ fn program(target: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-#[test]
-fn a_damaged_image_is_named_and_nothing_is_left_running() {
+/// The image that guests are booted from.
+fn newest_image() -> PathBuf {
     assert!(run(&["--snapshot", "--", "true"]).status.success());
-    let images = store().join("images");
-    let newest = fs::read_dir(&images)
+    fs::read_dir(store().join("images"))
         .unwrap()
         .flatten()
         .filter(|entry| entry.path().extension().is_none())
         .max_by_key(|entry| entry.metadata().unwrap().modified().unwrap())
         .unwrap()
-        .path();
+        .path()
+}
+
+/// Nobody has a target folder of his own, in which there is the image already: making it needs names in /etc/subuid.
+#[test]
+fn a_user_who_is_not_root_has_guests_too() {
+    const NOBODY: u32 = 65534;
+    let newest = newest_image();
+    let target = other_target("user");
+    let (image, bin) = (
+        target.join("vm/images").join(newest.file_name().unwrap()),
+        target.join("vm/bin"),
+    );
+    fs::create_dir_all(&image).unwrap();
+    fs::create_dir_all(&bin).unwrap();
+    for part in fs::read_dir(&newest).unwrap().flatten() {
+        symlink(part.path(), image.join(part.file_name())).unwrap();
+    }
+    for program in ["vm", "vm-agent"] {
+        // As new as they are: not to be built anew.
+        let copied = Command::new("cp")
+            .arg("-p")
+            .arg(store().join("bin").join(program))
+            .arg(&bin)
+            .status();
+        assert!(copied.unwrap().success());
+    }
+    for folder in ["", "vm", "vm/images", "vm/bin"] {
+        std::os::unix::fs::chown(target.join(folder), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    std::os::unix::fs::chown(&image, Some(NOBODY), Some(NOBODY)).unwrap();
+    let output = Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--no-new-privs",
+        ])
+        .arg(workspace().join("hack/vm"))
+        .args(["run", "--", "sh", "-c", "id -u; pwd; exit 5"])
+        .env("CARGO_TARGET_DIR", &target)
+        .env("HOME", &target)
+        .env("TMPDIR", "/tmp")
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (text, told) = (out(&output), err(&output));
+    assert_eq!(output.status.code(), Some(5), "{text}{told}");
+    // Root in the guest, whoever it is here.
+    assert_eq!(text, format!("0\n{}\n", workspace().display()), "{told}");
+    assert_eq!(fs::read_dir(target.join("vm/runs")).unwrap().count(), 0);
+    assert_eq!(processes(&image.to_string_lossy()), []);
+    fs::remove_dir_all(&target).unwrap();
+}
+
+#[test]
+fn a_damaged_image_is_named_and_nothing_is_left_running() {
+    let newest = newest_image();
     let target = other_target("damaged");
     let image = target.join("vm/images").join(newest.file_name().unwrap());
     fs::create_dir_all(&image).unwrap();
