@@ -6,6 +6,7 @@
 
 mod cgroup;
 mod cri;
+mod machine;
 mod oci;
 mod report;
 
@@ -47,6 +48,7 @@ fn main() -> Result<()> {
     if std::env::var_os(INSIDE).is_none() {
         return reexec_in_namespaces(matches!(args.what, What::Cri(_)));
     }
+    machine::print();
     match args.what {
         What::Oci(options) => oci::run(&options),
         What::Cri(options) => cri::run(&options),

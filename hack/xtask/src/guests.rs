@@ -33,6 +33,7 @@ const PACKAGES: &[(&str, bool)] = &[
     ("cri-shim", true),
     ("tests-harness", true),
     ("tests-e2e", true),
+    ("hack-bench", false),
     ("orlop-cni", false),
 ];
 
@@ -45,6 +46,12 @@ const BRIEFLY: &[(&str, &[&str])] = &[(
     "tests-e2e:cri",
     &["kill_points", "restart", "rpcs", "peers", "crictl_pod"],
 )];
+
+/// Which suites run a second time, with systemd as the maker of their nodes' cgroups, and which tests of them.
+const WITH_SYSTEMD: &[(&str, &[&str])] = &[("tests-e2e:cri", &["restart", "crictl_pod", "rpcs"])];
+
+/// The variable by which nodes of tests are told.
+const DRIVER: &str = "ORLOP_TEST_CGROUP_DRIVER=systemd";
 
 /// A suite that hangs is ended after that.
 const LIMIT_SECONDS: &str = "2400";
@@ -77,17 +84,18 @@ pub(crate) fn run(wish: &Wish) -> Result<()> {
     );
     for round in 1..=wish.times {
         let mut failed = Vec::new();
-        for suite in &suites {
+        for (suite, systemd) in turns(&suites) {
             let begun = Instant::now();
-            let passed = in_guest(suite, &built, filters(wish, &suite.name))?;
+            let how = if systemd { " with systemd's cgroups" } else { "" };
+            let passed = in_guest(suite, &built, filters(wish, &suite.name, systemd), systemd)?;
             let outcome = if passed { "ok" } else { "FAILED" };
             println!(
-                "guest: {} {outcome} in {} s",
+                "guest: {}{how} {outcome} in {} s",
                 suite.name,
                 begun.elapsed().as_secs()
             );
             if !passed {
-                failed.push(suite.name.as_str());
+                failed.push(format!("{}{how}", suite.name));
             }
         }
         ensure!(
@@ -97,6 +105,37 @@ pub(crate) fn run(wish: &Wish) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Measures in a guest, on cgroup v2 alone, what `cargo xtask bench` measures here; `--vm` is ours, the rest the
+/// benchmark's.
+pub(crate) fn bench(arguments: &[String]) -> Result<()> {
+    crate::sh::run("hack/build", &[])?;
+    crate::sh::run(
+        "cargo",
+        &["build", "--quiet", "--release", "--package", "hack-bench"],
+    )?;
+    crate::sh::output(
+        "cargo",
+        &["run", "--quiet", "--package", "tests-images", "--", "build"],
+    )?;
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+    let program = format!("{target}/release/hack-bench");
+    let mut words = vec![
+        "run",
+        "--snapshot",
+        "--memory",
+        MEMORY_MIB,
+        "--",
+        program.as_str(),
+    ];
+    words.extend(
+        arguments
+            .iter()
+            .map(String::as_str)
+            .filter(|word| *word != "--vm"),
+    );
+    crate::sh::run("hack/vm", &words)
 }
 
 /// The packages that have to be built.
@@ -136,12 +175,23 @@ fn wanted(wish: &Wish, suite: &str) -> bool {
     !NEVER.contains(&suite) && (wish.suites.is_empty() || wish.suites.iter().any(named))
 }
 
+/// Every suite, and after it some once more with systemd's cgroups.
+fn turns<'s>(suites: &[&'s Suite]) -> Vec<(&'s Suite, bool)> {
+    let again = |suite: &Suite| WITH_SYSTEMD.iter().any(|(name, _)| *name == suite.name);
+    let turns = suites.iter().flat_map(|suite| {
+        let second = again(suite).then_some((*suite, true));
+        std::iter::once((*suite, false)).chain(second)
+    });
+    turns.collect()
+}
+
 /// The names by which the tests of a suite are chosen; none for all.
-fn filters(wish: &Wish, suite: &str) -> &'static [&'static str] {
+fn filters(wish: &Wish, suite: &str, systemd: bool) -> &'static [&'static str] {
     if wish.all || !wish.suites.is_empty() {
         return &[];
     }
-    let brief = BRIEFLY.iter().find(|(name, _)| *name == suite);
+    let table = if systemd { WITH_SYSTEMD } else { BRIEFLY };
+    let brief = table.iter().find(|(name, _)| *name == suite);
     brief.map_or(&[], |(_, filters)| *filters)
 }
 
@@ -210,7 +260,7 @@ fn package_of(id: &str) -> &str {
 }
 
 /// Runs a suite, or the tests of it that the filters choose, in a guest; whether it passed.
-fn in_guest(suite: &Suite, built: &Built, filters: &[&str]) -> Result<bool> {
+fn in_guest(suite: &Suite, built: &Built, filters: &[&str], systemd: bool) -> Result<bool> {
     println!(
         "     Running in a guest {} ({})",
         suite.name,
@@ -226,6 +276,9 @@ fn in_guest(suite: &Suite, built: &Built, filters: &[&str]) -> Result<bool> {
         "--timeout",
         LIMIT_SECONDS,
     ]);
+    if systemd {
+        command.args(["--env", DRIVER]);
+    }
     // The same for every suite, so that one disk serves all.
     for path in built
         .suites
@@ -295,9 +348,22 @@ not JSON
         assert!(wanted(&one, "cri-shim:shim") && !wanted(&one, "cri-shim:other"));
         assert!(wanted(&wish(false, &["cri-shim"]), "cri-shim:shim"));
         assert!(!wanted(&wish(true, &[]), "tests-e2e:up") && wanted(&wish(true, &[]), "tests-e2e:cri"));
-        assert!(!filters(&wish(false, &[]), "tests-e2e:cri").is_empty());
-        assert!(filters(&wish(true, &[]), "tests-e2e:cri").is_empty());
-        assert!(filters(&wish(false, &["tests-e2e"]), "tests-e2e:cri").is_empty());
+        for systemd in [false, true] {
+            assert!(!filters(&wish(false, &[]), "tests-e2e:cri", systemd).is_empty());
+            assert!(filters(&wish(true, &[]), "tests-e2e:cri", systemd).is_empty());
+            assert!(filters(&wish(false, &["tests-e2e"]), "tests-e2e:cri", systemd).is_empty());
+        }
+        let suite = |name: &str| Suite {
+            name: name.to_owned(),
+            executable: PathBuf::new(),
+            folder: PathBuf::new(),
+        };
+        let (cri, shim) = (suite("tests-e2e:cri"), suite("cri-shim:shim"));
+        assert_eq!(
+            turns(&[&cri, &shim]),
+            [(&cri, false), (&cri, true), (&shim, false)],
+            "some run with both drivers"
+        );
         assert!(packages(&wish(false, &["nothing"])).is_err());
         assert!(packages(&wish(true, &[])).unwrap().len() > packages(&wish(false, &[])).unwrap().len());
     }

@@ -52,7 +52,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure Orlop beside its peers: `bench oci` or `bench cri`, then `--help` for the options
+    /// Measure Orlop beside its peers: `bench oci` or `bench cri`, then `--help` for the options; with `--vm` in a guest
     Bench {
         /// What to measure and how
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -81,6 +81,7 @@ fn main() -> Result<()> {
             command.extend(args.iter().map(String::as_str));
             sh::run("cargo", &command)
         }
+        Command::Bench { args } if args.iter().any(|arg| arg == "--vm") => guests::bench(&args),
         Command::Bench { args } => {
             let mut command = vec!["run", "--quiet", "--release", "--package", "hack-bench", "--"];
             command.extend(args.iter().map(String::as_str));
