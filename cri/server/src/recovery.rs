@@ -206,6 +206,7 @@ impl Node {
             if !said {
                 sandbox.set_link(ShimLink::Unreached);
             }
+            self.tidy_exited(sandbox);
             return said;
         }
         let why = lost(sandbox.record().boot_id == self.boot_id);
@@ -214,6 +215,7 @@ impl Node {
             sandbox.entry.note(|r| r.phase = SandboxPhase::Lost);
         }
         self.remove_half_made(sandbox).await;
+        self.tidy_exited(sandbox);
         true
     }
 

@@ -97,11 +97,21 @@ impl Node {
         }
     }
 
+    /// Frees what a sandbox's exited containers need no more, in the background: ends that nobody heard of live.
+    pub(crate) fn tidy_exited(self: &Arc<Self>, sandbox: &Sandbox) {
+        for container in self.store.containers_in(&sandbox.id) {
+            if matches!(container.record().phase, ContainerPhase::Exited(_)) {
+                tokio::spawn(self.clone().tidy(container).in_current_span());
+            }
+        }
+    }
+
     /// A shim is dead: what it wrote down of ends is taken over, and all other containers are killed.
     pub(crate) async fn bury(self: Arc<Self>, sandbox: Arc<Sandbox>) {
         sandbox.set_link(ShimLink::None);
         tracing::warn!(sandbox_id = %sandbox.id, "the shim died; its containers are killed");
         self.lose_containers(&sandbox, "shim died").await;
+        self.tidy_exited(&sandbox);
         if sandbox.record().phase != SandboxPhase::Ready || self.store.sandbox_by_id(&sandbox.id).is_none() {
             return;
         }

@@ -37,6 +37,22 @@ pub(crate) fn sleeper(name: &str) -> ContainerSpec {
     )
 }
 
+/// The cgroups and mounts whose names have the container's ID in them, a line each.
+pub(crate) fn held(node: &Node, container: &str) -> Result<String> {
+    let find = format!(
+        "find /sys/fs/cgroup -type d -name '*{container}*'; grep -F {container} /proc/self/mountinfo; true"
+    );
+    Ok(node.run("sh", &["-c", &find])?.stdout)
+}
+
+/// Waits until a container holds no cgroup and no mount.
+pub(crate) fn until_freed(node: &Node, container: &str) -> Result<()> {
+    wait_until("its cgroup and mounts to go", PATIENCE, || {
+        Ok(held(node, container)?.is_empty())
+    })?;
+    Ok(())
+}
+
 /// Waits for a container's state.
 pub(crate) fn until_state(crictl: &Crictl<'_>, container: &str, state: &str) -> Result<()> {
     wait_until(&format!("{container} to be {state}"), PATIENCE, || {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests_harness::{ContainerSpec, Node, PodSpec, run, wait_until};
 
-use crate::bed::{PATIENCE, in_node, settled, sleeper, until_logged, until_state};
+use crate::bed::{PATIENCE, held, in_node, settled, sleeper, until_freed, until_logged, until_state};
 
 #[test]
 fn a_pod_lives_and_leaves_nothing() {
@@ -81,24 +81,14 @@ fn an_exited_container_keeps_its_log_and_status_but_no_cgroup_and_no_mount() {
         let sandbox = crictl.run_pod(&pod)?;
         let spec = ContainerSpec::sh("short", "echo said; exit 4");
         let container = crictl.create(&sandbox, &pod, &spec)?;
-        let holds = || -> Result<String> {
-            let find = format!(
-                "find /sys/fs/cgroup -type d -name '*{container}*'; grep -F {container} /proc/self/mountinfo; true"
-            );
-            Ok(node.run("sh", &["-c", &find])?.stdout)
-        };
-        let before = holds()?;
+        let before = held(node, &container)?;
         ensure!(
             before.contains("/sys/fs/cgroup") && before.contains("overlay"),
             "{before}"
         );
         crictl.ok(&["start", &container])?;
         until_state(&crictl, &container, "CONTAINER_EXITED")?;
-        wait_until(
-            "its cgroup and mounts to go",
-            PATIENCE,
-            || Ok(holds()?.is_empty()),
-        )?;
+        until_freed(node, &container)?;
         ensure!(
             crictl.ok(&["logs", &container])?.contains("said"),
             "the log is gone"

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests_harness::{ContainerSpec, Node, PodSpec, wait_until};
 
-use crate::bed::{PATIENCE, in_node, settled, sleeper, until_state};
+use crate::bed::{PATIENCE, held, in_node, settled, sleeper, until_freed, until_state};
 
 const PODS: usize = 20;
 
@@ -79,6 +79,31 @@ fn twenty_pods_survive_the_daemon() {
         }
         crictl.ok(&["rmp", "-fa"])?;
         node.assert_no_leaks(&before)
+    });
+}
+
+#[test]
+fn what_ended_while_nobody_looked_holds_no_cgroup_and_no_mount() {
+    in_node(Node::builder(), |node| {
+        let crictl = node.crictl()?;
+        let pod = PodSpec::new("ends");
+        let script = "until test -e /tmp/end; do sleep 0.05; done; exit 6";
+        let (sandbox, ends) = crictl.start_pod(&pod, &ContainerSpec::sh("ends", script))?;
+        let stays = crictl.create(&sandbox, &pod, &sleeper("stays"))?;
+        crictl.ok(&["start", &stays])?;
+        let pid = crictl.inspect(&ends)?["info"]["pid"].to_string();
+        node.kill_daemon()?;
+        node.run("touch", &[&format!("/proc/{pid}/root/tmp/end")])?.ok()?;
+        wait_until("the container's end", PATIENCE, || {
+            Ok(node.run("test", &["-e", &format!("/proc/{pid}")])?.code != 0)
+        })?;
+        node.start_daemon()?;
+        until_freed(node, &ends)?;
+        let crictl = node.crictl()?;
+        let status = crictl.inspect(&ends)?;
+        ensure!(status["status"]["exitCode"] == 6, "{}", status["status"]);
+        ensure!(crictl.state(&stays)? == "CONTAINER_RUNNING" && !held(node, &stays)?.is_empty());
+        crictl.remove_pod(&sandbox)
     });
 }
 
