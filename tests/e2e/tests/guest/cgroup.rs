@@ -12,37 +12,69 @@ use crate::bed::{PATIENCE, in_node, until_state};
 use crate::client::Cri;
 
 pub(crate) const TESTS: &[Test] = &[
-    ("memory_that_runs_out_is_told_with_cgroupfs", || {
-        memory_that_runs_out_is_told(Driver::Cgroupfs)
-    }),
-    ("memory_that_runs_out_is_told_with_systemd", || {
-        memory_that_runs_out_is_told(Driver::Systemd)
-    }),
+    (
+        "memory_that_runs_out_is_told_with_cgroupfs",
+        memory_that_runs_out_is_told_with_cgroupfs,
+    ),
+    (
+        "memory_that_runs_out_is_told_with_systemd",
+        memory_that_runs_out_is_told_with_systemd,
+    ),
     (
         "two_containers_out_of_memory_at_once_are_both_told_with_cgroupfs",
-        || two_at_once_are_both_told(Driver::Cgroupfs),
+        two_containers_out_of_memory_at_once_are_both_told_with_cgroupfs,
     ),
     (
         "two_containers_out_of_memory_at_once_are_both_told_with_systemd",
-        || two_at_once_are_both_told(Driver::Systemd),
+        two_containers_out_of_memory_at_once_are_both_told_with_systemd,
     ),
-    ("pressure_is_told_with_cgroupfs", || {
-        pressure_is_told(Driver::Cgroupfs)
-    }),
-    ("pressure_is_told_with_systemd", || {
-        pressure_is_told(Driver::Systemd)
-    }),
-    ("a_group_dies_together_if_asked_with_cgroupfs", || {
-        a_group_dies_together_if_asked(Driver::Cgroupfs)
-    }),
-    ("a_group_dies_together_if_asked_with_systemd", || {
-        a_group_dies_together_if_asked(Driver::Systemd)
-    }),
+    ("pressure_is_told_with_cgroupfs", pressure_is_told_with_cgroupfs),
+    ("pressure_is_told_with_systemd", pressure_is_told_with_systemd),
+    (
+        "a_group_dies_together_if_asked_with_cgroupfs",
+        a_group_dies_together_if_asked_with_cgroupfs,
+    ),
+    (
+        "a_group_dies_together_if_asked_with_systemd",
+        a_group_dies_together_if_asked_with_systemd,
+    ),
     (
         "a_slice_whose_directory_went_first_is_forgotten_too",
         a_slice_whose_directory_went_first_is_forgotten_too,
     ),
 ];
+
+fn memory_that_runs_out_is_told_with_cgroupfs() {
+    memory_that_runs_out_is_told(Driver::Cgroupfs);
+}
+
+fn memory_that_runs_out_is_told_with_systemd() {
+    memory_that_runs_out_is_told(Driver::Systemd);
+}
+
+fn two_containers_out_of_memory_at_once_are_both_told_with_cgroupfs() {
+    two_at_once_are_both_told(Driver::Cgroupfs);
+}
+
+fn two_containers_out_of_memory_at_once_are_both_told_with_systemd() {
+    two_at_once_are_both_told(Driver::Systemd);
+}
+
+fn pressure_is_told_with_cgroupfs() {
+    pressure_is_told(Driver::Cgroupfs);
+}
+
+fn pressure_is_told_with_systemd() {
+    pressure_is_told(Driver::Systemd);
+}
+
+fn a_group_dies_together_if_asked_with_cgroupfs() {
+    a_group_dies_together_if_asked(Driver::Cgroupfs);
+}
+
+fn a_group_dies_together_if_asked_with_systemd() {
+    a_group_dies_together_if_asked(Driver::Systemd);
+}
 
 const LIMIT: &str = "/linux/resources/memory_limit_in_bytes";
 /// Doubles a text until the memory is used up.

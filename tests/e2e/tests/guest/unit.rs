@@ -13,13 +13,23 @@ use crate::Test;
 use crate::bed::{PATIENCE, in_node, sleeper, until_state};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("the_unit_starts_restarts_and_stops_with_cgroupfs", || {
-        the_unit_starts_restarts_and_stops(Driver::Cgroupfs)
-    }),
-    ("the_unit_starts_restarts_and_stops_with_systemd", || {
-        the_unit_starts_restarts_and_stops(Driver::Systemd)
-    }),
+    (
+        "the_unit_starts_restarts_and_stops_with_cgroupfs",
+        the_unit_starts_restarts_and_stops_with_cgroupfs,
+    ),
+    (
+        "the_unit_starts_restarts_and_stops_with_systemd",
+        the_unit_starts_restarts_and_stops_with_systemd,
+    ),
 ];
+
+fn the_unit_starts_restarts_and_stops_with_cgroupfs() {
+    the_unit_starts_restarts_and_stops(Driver::Cgroupfs);
+}
+
+fn the_unit_starts_restarts_and_stops_with_systemd() {
+    the_unit_starts_restarts_and_stops(Driver::Systemd);
+}
 
 const UNIT: &str = "orlop-cri.service";
 const UNITS: &str = "/run/systemd/system";
