@@ -149,3 +149,6 @@ pub(crate) fn recursive_read_only(
         (_, supported) => Ok(supported),
     }
 }
+
+#[cfg(test)]
+mod tests;

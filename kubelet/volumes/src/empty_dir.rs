@@ -1,17 +1,18 @@
-//! `emptyDir`: a directory on the node's disk that lives as long as its pod.
+//! `emptyDir`: a directory on the node's disk, in memory or in huge pages, that lives as long as its pod.
 //!
-//! A note says that it was made ready, as the pod's content must not be touched again once containers have run.
+//! A note says that it was made ready, as the pod's content must not be touched again once containers have run. A file
+//! system in memory doesn't outlive the machine; it is made again then.
 
-use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
-use std::path::Path;
 
 use controlplane_api::k8s_openapi::api::core::v1::Volume;
 
+use crate::backing::{Backing, tear_down};
 use crate::error::PluginError;
-use crate::folder::{make_dir, make_parent, open_parent, set_mode};
-use crate::remove::remove_tree;
+use crate::mount::{Tmpfs, huge_pages, is_mounted, tmpfs};
+use crate::ownership::GroupOwnership;
 use crate::seam::{Attributes, SetUp, TearDown, VolumePlugin};
+use crate::size::{memory_size, page_size};
 
 /// The note that a volume is ready.
 const READY: &str = "ready";
@@ -29,22 +30,19 @@ impl VolumePlugin for EmptyDir {
     }
 
     fn set_up(&self, request: &SetUp<'_>) -> Result<bool, PluginError> {
-        let Some(source) = &request.volume.empty_dir else {
-            return Ok(false);
-        };
-        let medium = source.medium.as_deref().unwrap_or_default();
-        if !medium.is_empty() {
-            return Err(PluginError::Told(format!("unknown storage medium \"{medium}\"")));
-        }
-        if request.notes.join(READY).exists() && request.dir.is_dir() {
+        let backing = backing(request)?;
+        if is_ready(request, &backing)? {
             return Ok(false);
         }
-        let make = || {
-            let parent = make_parent(request.dir)?;
-            let (dir, _) = make_dir(parent.as_fd(), Path::new(&request.volume.name), 0o777)?;
-            set_mode(dir.as_fd(), 0o777)
-        };
-        make().map_err(PluginError::kernel("make the directory", request.dir))?;
+        backing.prepare(request, |dir| match request.group {
+            // The policy is for volumes that outlive their pods.
+            Some(group) => GroupOwnership {
+                on_root_mismatch: false,
+                ..group
+            }
+            .apply(dir.as_fd(), request.stop, request.dir),
+            None => Ok(()),
+        })?;
         let note = || {
             std::fs::create_dir_all(request.notes)?;
             std::fs::write(request.notes.join(READY), "")
@@ -54,13 +52,7 @@ impl VolumePlugin for EmptyDir {
     }
 
     fn tear_down(&self, request: &TearDown<'_>) -> Result<(), PluginError> {
-        for dir in [request.notes, request.dir] {
-            let parent = open_parent(dir).map_err(PluginError::kernel("open", dir))?;
-            if let Some(parent) = parent {
-                remove_tree(parent.as_fd(), OsStr::new(request.name), dir)?;
-            }
-        }
-        Ok(())
+        tear_down(request)
     }
 
     fn attributes(&self, _volume: &Volume) -> Attributes {
@@ -72,5 +64,39 @@ impl VolumePlugin for EmptyDir {
 
     fn measured(&self) -> bool {
         true
+    }
+}
+
+fn backing(request: &SetUp<'_>) -> Result<Backing, PluginError> {
+    let source = request.volume.empty_dir.clone().unwrap_or_default();
+    let mode = source.mode.map(|mode| mode.cast_unsigned() & 0o7777);
+    match source.medium.as_deref().unwrap_or_default() {
+        "" => Ok(Backing::Disk {
+            mode: mode.unwrap_or(0o777),
+        }),
+        "Memory" => {
+            let allocatable = request.host.objects().allocatable_memory()?;
+            let size = memory_size(allocatable, request.pod, source.size_limit.as_ref());
+            let options = Tmpfs {
+                size: Some(size).filter(|size| *size > 0),
+                mode: mode.unwrap_or(0o1777),
+            };
+            Ok(Backing::Own(Box::new(move || tmpfs(options))))
+        }
+        medium if medium.starts_with("HugePages") => {
+            let size = page_size(medium, request.pod).map_err(PluginError::Told)?;
+            Ok(Backing::Own(Box::new(move || huge_pages(&size.to_string()))))
+        }
+        other => Err(PluginError::Told(format!("unknown storage medium \"{other}\""))),
+    }
+}
+
+fn is_ready(request: &SetUp<'_>, backing: &Backing) -> Result<bool, PluginError> {
+    if !request.notes.join(READY).exists() {
+        return Ok(false);
+    }
+    match backing {
+        Backing::Disk { .. } => Ok(request.dir.is_dir()),
+        Backing::Own(_) => is_mounted(request.dir).map_err(PluginError::kernel("look at", request.dir)),
     }
 }

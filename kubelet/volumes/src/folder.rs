@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use oci_runtime_sys::open::{RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid};
 
 /// How everything below a root is resolved: no way out, and no symbolic link.
 pub(crate) const BENEATH: u64 = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS;
@@ -52,6 +52,12 @@ pub(crate) fn open_parent(dir: &Path) -> io::Result<Option<OwnedFd>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     }
+}
+
+/// Opens whatever lies beneath a directory as a mere place.
+pub(crate) fn open_place(at: BorrowedFd<'_>, path: &Path, resolve: u64) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW;
+    openat2(at, path, flags.bits().cast_signed(), 0, BENEATH | resolve)
 }
 
 /// Makes a directory of exactly that mode where there is none, and opens it; returns whether it was made.
@@ -115,4 +121,10 @@ pub(crate) fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
 /// Changes the mode of a descriptor's file, a mere place's too; must be no symbolic link.
 pub(crate) fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(by_descriptor(fd), std::fs::Permissions::from_mode(mode))
+}
+
+/// Changes the owner or the group of a descriptor's file, a mere place's and a symbolic link's too.
+pub(crate) fn set_owner(fd: BorrowedFd<'_>, user: Option<u32>, group: Option<u32>) -> io::Result<()> {
+    let (user, group) = (user.map(Uid::from_raw), group.map(Gid::from_raw));
+    Ok(rustix::fs::chownat(fd, c"", user, group, AtFlags::EMPTY_PATH)?)
 }

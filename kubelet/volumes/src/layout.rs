@@ -10,6 +10,9 @@ pub(crate) const PODS: &str = "pods";
 pub(crate) const VOLUMES: &str = "volumes";
 /// In a pod's directory: plugins' notes by plugin.
 pub(crate) const NOTES: &str = "plugins";
+/// In a pod's directory: parts of volumes by volume, container and the mount's index.
+pub(crate) const SUB_PATHS: &str = "volume-subpaths";
+
 /// The paths below one root.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
@@ -21,8 +24,8 @@ impl Layout {
         Self { root }
     }
 
-    pub(crate) fn pods(&self) -> PathBuf {
-        self.root.join(PODS)
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     pub(crate) fn pod(&self, uid: &str) -> PathBuf {

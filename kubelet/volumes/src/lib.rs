@@ -12,25 +12,37 @@
 //! The kinds of volumes are [`VolumePlugin`]s. What they need from the rest of the kubelet comes through
 //! [`ObjectSource`] and [`Downward`]. All of it blocks; nothing here knows of an async runtime.
 
+mod atomic;
+mod backing;
 mod container;
+mod content;
 mod empty_dir;
 mod error;
 mod folder;
 mod host_path;
+mod image;
 mod layout;
+mod mount;
+mod mounting;
+mod ownership;
+mod payload;
 mod remove;
 mod seam;
+mod size;
+mod sub_path;
 mod usage;
 mod volumes;
+mod walk;
 
 #[cfg(test)]
 mod tests;
 
 pub use container::{ContainerMount, MountSource, Propagation};
 pub use error::{FailedVolume, PluginError, PodVolumes, Refreshed, VolumeError};
+pub use ownership::GroupOwnership;
 pub use seam::{
     Attributes, Downward, Host, ObjectError, ObjectSource, PodCertificate, SetUp, Source, TearDown,
     VolumePlugin,
 };
-pub use usage::VolumeUsage;
-pub use volumes::{Seams, Volumes};
+pub use usage::{Exceeded, VolumeUsage, exceeded};
+pub use volumes::{Seams, VolumeOnDisk, Volumes};

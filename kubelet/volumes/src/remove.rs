@@ -5,6 +5,7 @@
 //! go away anyway, and so no path ever gets too long and no stack too deep.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -140,4 +141,13 @@ fn move_up(from: &OwnedFd, name: &OsStr, top: &OwnedFd, number: u64) -> Result<(
         }
     }
     Err(last)
+}
+
+/// Removes an empty directory; one that isn't empty, or isn't there, is left.
+pub(crate) fn remove_empty(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+    match rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use controlplane_api::k8s_openapi::api::core::v1::{
     ClusterTrustBundleProjection, ConfigMap, Pod, PodCertificateProjection, ResourceFieldSelector, Secret,
@@ -11,6 +12,7 @@ use controlplane_api::k8s_openapi::api::core::v1::{
 use jiff::Timestamp;
 
 use crate::error::PluginError;
+use crate::ownership::GroupOwnership;
 
 /// Objects of the cluster, and facts about the node, that volumes are made of.
 ///
@@ -160,6 +162,10 @@ pub struct SetUp<'a> {
     pub dir: &'a Path,
     /// `pods/UID/plugins/PLUGIN/NAME`, for the plugin's own notes; neither it nor its parent need exist.
     pub notes: &'a Path,
+    /// The pod's `fsGroup` with its change policy.
+    pub group: Option<GroupOwnership>,
+    /// Set once the pod is to be torn down: long work should end early.
+    pub stop: &'a AtomicBool,
     /// What plugins share.
     pub host: &'a Host,
 }

@@ -5,22 +5,26 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use controlplane_api::k8s_openapi::api::core::v1::{Pod, Volume};
 use jiff::Timestamp;
 
-use crate::container::{
-    ContainerMount, MountSource, Propagation, all_volume_mounts, expand, recursive_read_only, volume_mounts,
-};
+use crate::backing::remove_all;
+use crate::container::all_volume_mounts;
+use crate::content::Content;
 use crate::empty_dir::EmptyDir;
 use crate::error::{FailedVolume, PluginError, PodVolumes, Refreshed, VolumeError};
-use crate::folder::{entries, make_dirs, open_dir};
+use crate::folder::{entries, make_dirs, open_absolute, open_dir};
 use crate::host_path::HostPath;
-use crate::layout::{Layout, NOTES, PODS, VOLUMES, component, escaped, goes_backwards};
-use crate::remove::remove_tree;
-use crate::seam::{Downward, Host, ObjectSource, SetUp, Source, TearDown, VolumePlugin};
-use crate::usage::VolumeUsage;
+use crate::image::Image;
+use crate::layout::{Layout, NOTES, PODS, VOLUMES, component, escaped};
+use crate::mount::{is_mounted, share};
+use crate::ownership::GroupOwnership;
+use crate::payload::fs_group;
+use crate::seam::{Downward, Host, ObjectSource, SetUp, TearDown, VolumePlugin};
+use crate::usage::{VolumeUsage, measure};
 
 /// Entries of a directory of ours.
 const MOST: usize = 100_000;
@@ -29,11 +33,32 @@ const MOST: usize = 100_000;
 ///
 /// May be shared by threads; calls for one pod wait for each other.
 pub struct Volumes {
-    layout: Layout,
-    root: OwnedFd,
-    host: Host,
+    pub(crate) layout: Layout,
+    pub(crate) root: OwnedFd,
+    pub(crate) host: Host,
     plugins: Vec<Arc<dyn VolumePlugin>>,
-    busy: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    busy: Mutex<BTreeMap<String, Arc<Busy>>>,
+}
+
+/// Who works with a pod's volumes.
+#[derive(Default)]
+struct Busy {
+    one_at_a_time: Mutex<()>,
+    /// Whether the pod is to be torn down, so that long work should end.
+    stop: AtomicBool,
+}
+
+/// A volume of a pod as it is found on disk, whoever set it up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeOnDisk {
+    /// The plugin's name as on disk, such as `kubernetes.io~empty-dir`.
+    pub plugin: String,
+    /// Whether there is such a plugin.
+    pub known: bool,
+    /// The volume's name.
+    pub name: String,
+    /// Whether a file system is mounted on its directory.
+    pub mounted: bool,
 }
 
 /// What volumes need from the rest of the kubelet.
@@ -62,7 +87,15 @@ impl Volumes {
         let path = root.canonicalize().map_err(fail)?;
         let dir = OwnedFd::from(File::open(&path).map_err(fail)?);
         make_dirs(dir.as_fd(), &[PODS], 0o750).map_err(fail)?;
-        let mut plugins: Vec<Arc<dyn VolumePlugin>> = vec![Arc::new(EmptyDir), Arc::new(HostPath)];
+        let mut plugins: Vec<Arc<dyn VolumePlugin>> = vec![
+            Arc::new(EmptyDir),
+            Arc::new(HostPath),
+            Arc::new(Content::ConfigMap),
+            Arc::new(Content::Secret),
+            Arc::new(Content::DownwardApi),
+            Arc::new(Content::Projected),
+            Arc::new(Image),
+        ];
         plugins.extend(seams.plugins);
         Ok(Self {
             layout: Layout::new(path),
@@ -77,6 +110,22 @@ impl Volumes {
         })
     }
 
+    /// Makes sure that mounts below the kubelet's root pass between node and containers that ask for it, by mounting the
+    /// root onto itself if need be. Once, before [`Volumes::new`]. Returns whether it had to be mounted.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn share_root(root: &Path) -> Result<bool, VolumeError> {
+        let shared = || {
+            std::fs::create_dir_all(root)?;
+            share(&root.canonicalize()?)
+        };
+        shared().map_err(|source| VolumeError::Directory {
+            path: root.to_owned(),
+            source,
+        })
+    }
+
     /// A pod's directory, `pods/UID` below the root. What else the kubelet keeps there goes with [`Volumes::tear_down`].
     pub fn pod_dir(&self, uid: &str) -> PathBuf {
         self.layout.pod(uid)
@@ -88,18 +137,13 @@ impl Volumes {
     /// When the pod's own directories can't be made.
     pub fn set_up(&self, pod: &Pod) -> Result<PodVolumes, VolumeError> {
         let uid = uid_of(pod)?;
-        self.alone(uid, || {
-            let made = make_dirs(self.root.as_fd(), &[PODS, uid, VOLUMES], 0o750)
-                .and_then(|_| make_dirs(self.root.as_fd(), &[PODS, uid, NOTES], 0o750));
-            made.map_err(|source| VolumeError::Directory {
-                path: self.layout.pod(uid),
-                source,
-            })?;
+        self.alone(uid, |stop| {
+            self.make_pod_dirs(uid)?;
             let mut failed = Vec::new();
             for volume in used_volumes(pod) {
                 let outcome = match self.plugin(volume) {
                     None => Err(unknown(volume)),
-                    Some(plugin) => self.set_up_one(pod, uid, volume, plugin),
+                    Some(plugin) => self.set_up_one(pod, uid, volume, plugin, stop),
                 };
                 failed.extend(outcome.err());
             }
@@ -114,91 +158,20 @@ impl Volumes {
     /// When the pod has no usable UID.
     pub fn refresh(&self, pod: &Pod) -> Result<Refreshed, VolumeError> {
         let uid = uid_of(pod)?;
-        self.alone(uid, || {
+        self.alone(uid, |stop| {
+            self.make_pod_dirs(uid)?;
             let mut refreshed = Refreshed::default();
             for volume in used_volumes(pod) {
                 let Some(plugin) = self.plugin(volume).filter(|plugin| plugin.refreshes()) else {
                     continue;
                 };
-                match self.set_up_one(pod, uid, volume, plugin) {
+                match self.set_up_one(pod, uid, volume, plugin, stop) {
                     Ok(changed) => refreshed.changed |= changed,
                     Err(failed) => refreshed.failed.push(failed),
                 }
             }
             Ok(refreshed)
         })
-    }
-
-    /// What a container mounts. Parts of volumes are made where they are missing, and mounted; `env` tells the
-    /// container's variables for `subPathExpr`.
-    ///
-    /// # Errors
-    /// When a mount can't be had; the container can't be made then.
-    pub fn mounts(
-        &self,
-        pod: &Pod,
-        container: &str,
-        env: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Vec<ContainerMount>, VolumeError> {
-        let uid = uid_of(pod)?;
-        let mounts = volume_mounts(pod, container).ok_or(VolumeError::NoContainer(container.to_owned()))?;
-        component(container)?;
-        self.alone(uid, || {
-            let supported = || self.host.objects.recursive_read_only(pod).unwrap_or(false);
-            let mut made = Vec::with_capacity(mounts.len());
-            for mount in mounts {
-                let missing = || VolumeError::NoVolume {
-                    volume: mount.name.clone(),
-                    container: container.to_owned(),
-                };
-                let volume = all_volumes(pod)
-                    .iter()
-                    .find(|volume| volume.name == mount.name)
-                    .ok_or_else(missing)?;
-                let plugin = self.plugin(volume).ok_or_else(missing)?;
-                let sub_path = match mount.sub_path_expr.as_deref().unwrap_or_default() {
-                    "" => mount.sub_path.clone().unwrap_or_default(),
-                    expression => expand(expression, env)?,
-                };
-                if sub_path.starts_with('/') {
-                    return Err(VolumeError::AbsoluteSubPath(sub_path));
-                }
-                if goes_backwards(&sub_path) {
-                    return Err(VolumeError::BackwardSubPath(sub_path));
-                }
-                let dir = self.layout.volume(uid, plugin.name(), component(&volume.name)?);
-                let source = match plugin.source(volume, &dir) {
-                    Source::Image { reference } => MountSource::Image { reference, sub_path },
-                    Source::Path(path) if sub_path.is_empty() => MountSource::Path(path),
-                    Source::Path(_) => {
-                        return Err(VolumeError::PrepareSubPath {
-                            volume: volume.name.clone(),
-                            container: container.to_owned(),
-                        });
-                    }
-                };
-                let attributes = plugin.attributes(volume);
-                made.push(ContainerMount {
-                    name: mount.name.clone(),
-                    source,
-                    container_path: absolute(&mount.mount_path),
-                    read_only: mount.read_only.unwrap_or(false) || attributes.read_only,
-                    recursive_read_only: recursive_read_only(mount, supported)?,
-                    propagation: Propagation::parse(mount.mount_propagation.as_deref())?,
-                    selinux_relabel: attributes.relabel,
-                });
-            }
-            Ok(made)
-        })
-    }
-
-    /// Unmounts the parts of volumes that a container mounted; only once the container has ended for good.
-    ///
-    /// # Errors
-    /// When one is left.
-    pub fn clean_sub_paths(&self, uid: &str, container: &str) -> Result<(), VolumeError> {
-        let (uid, _) = (component(uid)?, component(container)?);
-        self.alone(uid, || Ok(()))
     }
 
     /// Unmounts and removes everything of a pod that is below the root; fine when there is nothing. No container of the pod
@@ -208,23 +181,20 @@ impl Volumes {
     /// When something is left; the next call goes on.
     pub fn tear_down(&self, uid: &str) -> Result<(), VolumeError> {
         let uid = component(uid)?;
-        self.alone(uid, || {
-            for (plugin, name) in self.volumes_on_disk(uid)? {
-                self.tear_down_one(uid, &plugin, &name)?;
-            }
+        self.busy(uid).stop.store(true, Ordering::Relaxed);
+        self.alone(uid, |stop| {
+            stop.store(false, Ordering::Relaxed);
+            self.clean(uid, None)?;
+            // All that can go goes, whatever is left of one.
+            let names = self.names_on_disk(uid)?;
+            let torn_down = names
+                .iter()
+                .map(|(plugin, name)| self.tear_down_one(uid, plugin, name));
+            torn_down.fold(Ok(()), Result::and)?;
             let path = self.layout.pod(uid);
-            let pods =
-                open_dir(self.root.as_fd(), Path::new(PODS), 0).map_err(|source| VolumeError::Directory {
-                    path: self.layout.pods(),
-                    source,
-                })?;
-            remove_tree(pods.as_fd(), uid.as_ref(), &path)
-                .map_err(|source| VolumeError::Remove { path, source })
+            remove_all(&path).map_err(|source| VolumeError::Remove { path, source })
         })?;
-        self.busy
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(uid);
+        self.forget(uid);
         Ok(())
     }
 
@@ -239,16 +209,70 @@ impl Volumes {
         Ok(uids.filter_map(|entry| entry.name.into_string().ok()).collect())
     }
 
+    /// Tears down every pod that has anything on disk and isn't among these: what an earlier kubelet left. Returns those
+    /// of which something is left, and why.
+    ///
+    /// # Errors
+    /// When it can't be told which pods have anything.
+    pub fn remove_orphans(&self, alive: &BTreeSet<String>) -> io::Result<Vec<(String, VolumeError)>> {
+        let present = self.present()?.into_iter();
+        let orphans = present.filter(|uid| !alive.contains(uid));
+        let left = orphans.filter_map(|uid| self.tear_down(&uid).err().map(|error| (uid, error)));
+        Ok(left.collect())
+    }
+
     /// What each volume of a pod holds that counts for the pod, by name.
     ///
     /// # Errors
     /// The kernel's.
     pub fn usage(&self, uid: &str) -> Result<BTreeMap<String, VolumeUsage>, VolumeError> {
-        component(uid)?;
-        Ok(BTreeMap::new())
+        let mut usage = BTreeMap::new();
+        for (plugin, name) in self.names_on_disk(component(uid)?)? {
+            let known = self.plugins.iter().find(|known| escaped(known.name()) == plugin);
+            if !known.is_some_and(|known| known.measured()) {
+                continue;
+            }
+            let path = self.layout.volume(uid, &plugin, &name);
+            match open_absolute(&path).and_then(|dir| measure(dir.as_fd())) {
+                Ok(found) => drop(usage.insert(name, found)),
+                // The pod is being torn down.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(VolumeError::Directory { path, source }),
+            }
+        }
+        Ok(usage)
     }
 
-    fn plugin(&self, volume: &Volume) -> Option<&dyn VolumePlugin> {
+    /// The volumes of a pod that have a directory: what an earlier kubelet set up, or began to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn on_disk(&self, uid: &str) -> Result<Vec<VolumeOnDisk>, VolumeError> {
+        let names = self.names_on_disk(component(uid)?)?;
+        let found = names.into_iter().map(|(plugin, name)| {
+            let path = self.layout.volume(uid, &plugin, &name);
+            let mounted = is_mounted(&path).map_err(|source| VolumeError::Directory { path, source })?;
+            let known = self.plugins.iter().any(|known| escaped(known.name()) == plugin);
+            Ok(VolumeOnDisk {
+                plugin,
+                known,
+                name,
+                mounted,
+            })
+        });
+        found.collect()
+    }
+
+    fn make_pod_dirs(&self, uid: &str) -> Result<(), VolumeError> {
+        let make = |kind| make_dirs(self.root.as_fd(), &[PODS, uid, kind], 0o750);
+        let made = make(VOLUMES).and_then(|_| make(NOTES));
+        made.map(drop).map_err(|source| VolumeError::Directory {
+            path: self.layout.pod(uid),
+            source,
+        })
+    }
+
+    pub(crate) fn plugin(&self, volume: &Volume) -> Option<&dyn VolumePlugin> {
         let found = self.plugins.iter().find(|plugin| plugin.supports(volume));
         found.map(|plugin| &**plugin)
     }
@@ -259,6 +283,7 @@ impl Volumes {
         uid: &str,
         volume: &Volume,
         plugin: &dyn VolumePlugin,
+        stop: &AtomicBool,
     ) -> Result<bool, FailedVolume> {
         let failed = |why: &str| FailedVolume {
             name: volume.name.clone(),
@@ -272,6 +297,8 @@ impl Volumes {
             volume,
             dir: &self.layout.volume(uid, plugin.name(), &volume.name),
             notes: &self.layout.notes(uid, plugin.name(), &volume.name),
+            group: group_of(pod),
+            stop,
             host: &self.host,
         };
         plugin.set_up(&request).map_err(|error| failed(&error.told()))
@@ -281,9 +308,7 @@ impl Volumes {
         let known = self.plugins.iter().find(|known| escaped(known.name()) == plugin);
         let dir = self.layout.volume(uid, plugin, name);
         let outcome = match known {
-            None => Err(PluginError::Told(format!(
-                "no volume plugin matched name: {plugin}"
-            ))),
+            None => Self::remove_unknown(plugin, &dir),
             Some(known) => known.tear_down(&TearDown {
                 uid,
                 name,
@@ -298,8 +323,19 @@ impl Volumes {
         })
     }
 
+    /// What a plugin that isn't there any more has left may be somebody's data: only what is empty is removed.
+    fn remove_unknown(plugin: &str, dir: &Path) -> Result<(), PluginError> {
+        match std::fs::remove_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let message = format!("no volume plugin matched name: {}", plugin.replace('~', "/"));
+                Err(PluginError::Told(message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The volumes of a pod that have a directory: the plugin's name as on disk, and the volume's.
-    fn volumes_on_disk(&self, uid: &str) -> Result<Vec<(String, String)>, VolumeError> {
+    fn names_on_disk(&self, uid: &str) -> Result<Vec<(String, String)>, VolumeError> {
         let path: PathBuf = [PODS, uid, VOLUMES].iter().collect();
         let list = || -> io::Result<Vec<(String, String)>> {
             let volumes = open_dir(self.root.as_fd(), &path, 0)?;
@@ -330,15 +366,34 @@ impl Volumes {
     }
 
     /// Runs something while nobody else does anything with that pod.
-    fn alone<T>(&self, uid: &str, run: impl FnOnce() -> T) -> T {
-        let lock = {
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(busy.entry(uid.to_owned()).or_default())
-        };
+    pub(crate) fn alone<T>(&self, uid: &str, run: impl FnOnce(&AtomicBool) -> T) -> T {
+        let busy = self.busy(uid);
         // Nothing is kept in memory that a panic could have left half-done.
-        let _held = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        run()
+        let _held = busy.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        run(&busy.stop)
     }
+
+    fn busy(&self, uid: &str) -> Arc<Busy> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(busy.entry(uid.to_owned()).or_default())
+    }
+
+    /// Forgets a pod for which nobody waits.
+    fn forget(&self, uid: &str) {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if busy.get(uid).is_some_and(|busy| Arc::strong_count(busy) == 1) {
+            busy.remove(uid);
+        }
+    }
+}
+
+fn group_of(pod: &Pod) -> Option<GroupOwnership> {
+    let context = pod.spec.as_ref()?.security_context.as_ref()?;
+    Some(GroupOwnership {
+        group: fs_group(pod)?,
+        read_only: false,
+        on_root_mismatch: context.fs_group_change_policy.as_deref() == Some("OnRootMismatch"),
+    })
 }
 
 fn unknown(volume: &Volume) -> FailedVolume {
@@ -352,11 +407,11 @@ fn unknown(volume: &Volume) -> FailedVolume {
     }
 }
 
-fn uid_of(pod: &Pod) -> Result<&str, VolumeError> {
+pub(crate) fn uid_of(pod: &Pod) -> Result<&str, VolumeError> {
     component(pod.metadata.uid.as_deref().unwrap_or_default())
 }
 
-fn all_volumes(pod: &Pod) -> &[Volume] {
+pub(crate) fn all_volumes(pod: &Pod) -> &[Volume] {
     pod.spec
         .as_ref()
         .and_then(|spec| spec.volumes.as_deref())
@@ -372,12 +427,4 @@ fn used_volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
     all_volumes(pod)
         .iter()
         .filter(move |volume| used.contains(volume.name.as_str()))
-}
-
-fn absolute(path: &str) -> String {
-    if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("/{path}")
-    }
 }
