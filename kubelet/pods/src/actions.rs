@@ -497,8 +497,9 @@ impl<'a> Planner<'a> {
                 .flatten()
                 .flatten()
                 .find(|one| one.name == name)?;
-            status.container_id.as_ref()?;
-            u32::try_from(status.restart_count).ok()?.checked_add(1)
+            // A status without an ID already counts the container that is to come.
+            let count = u32::try_from(status.restart_count).ok()?;
+            count.checked_add(u32::from(status.container_id.is_some()))
         });
         observed.max(told).unwrap_or(0)
     }
@@ -552,3 +553,6 @@ pub fn pod_for_people(pod: &Pod) -> String {
         text(&meta.uid)
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -202,3 +202,6 @@ fn matching_rule(container: &Container, exit_code: i32) -> Option<AfterExit> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

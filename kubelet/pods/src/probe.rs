@@ -5,9 +5,9 @@
 //! runtime ID in [`ProbeResults`], so that a restarted container starts anew.
 //!
 //! ```text
-//! waiting (no running container, initial delay, startup not done) -> probing -> on hold (liveness or startup failed)
-//!    ^                                                                              |
-//!    +----------------------------- another container ID ----------------------------+
+//! waiting -> held (startup isn't done) -> probing -> on hold (liveness or startup failed), satisfied (startup succeeded)
+//!    ^                                       |           |
+//!    +------------- another container ID ----+-----------+
 //! ```
 
 use std::collections::BTreeMap;
@@ -197,12 +197,17 @@ pub struct ProbeState {
     kind: ProbeKind,
     timing: Timing,
     jitter: SignedDuration,
+    recovered: Option<(String, ProbeResult)>,
     phase: Phase,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Phase {
     Waiting,
+    /// It runs, but hasn't started up.
+    Held {
+        id: String,
+    },
     Probing {
         id: String,
         result: ProbeResult,
@@ -228,14 +233,24 @@ struct Streak {
 }
 
 impl ProbeState {
-    /// A probe that waits for its container. `jitter` is how much later than it must each container's first probing is:
+    /// A probe that waits for its container. `jitter` is how much later than it must the very first probing is:
     /// random below the period where the kubelet has just started, so that not all probes run at once; else zero.
     pub fn new(kind: ProbeKind, timing: Timing, jitter: SignedDuration) -> Self {
         Self {
             kind,
             timing,
             jitter,
+            recovered: None,
             phase: Phase::Waiting,
+        }
+    }
+
+    /// The result that the last status tells of a container that a restarted kubelet finds running: it counts until the
+    /// container's probing says otherwise.
+    pub fn recovered(self, id: &str, result: ProbeResult) -> Self {
+        Self {
+            recovered: Some((id.to_owned(), result)),
+            ..self
         }
     }
 
@@ -308,31 +323,51 @@ impl ProbeState {
         started_up: bool,
         now: Timestamp,
     ) -> Option<Change> {
+        if self.phase == Phase::Stopped {
+            return None;
+        }
         let is_new = self.id() != Some(id);
-        if is_new && self.phase != Phase::Stopped {
-            self.phase = Phase::Waiting;
+        if !is_new && !matches!(self.phase, Phase::Held { .. }) {
+            return None;
         }
-        let waits_for_startup = !started_up && self.kind != ProbeKind::Startup;
-        if self.phase == Phase::Waiting && !waits_for_startup {
-            let due = after(after(started, self.timing.initial_delay), self.jitter);
-            // A start in the future is one from before the clock was set back.
-            let latest = after(after(now, self.timing.initial_delay), self.jitter);
-            let next = due.max(now).min(latest);
-            let result = initial_result(self.kind);
-            self.phase = Phase::Probing {
-                id: id.to_owned(),
-                result,
-                next,
-                streak: Streak::default(),
-            };
-            return Some(self.change(id, result));
+        let first = self.first_result(id);
+        let told = is_new.then(|| self.change(id, first));
+        let id = id.to_owned();
+        if self.kind == ProbeKind::Startup && started_up {
+            self.phase = Phase::Satisfied { id: id.clone() };
+            return Some(self.change(&id, ProbeResult::Success));
         }
-        (is_new && waits_for_startup).then(|| self.change(id, initial_result(self.kind)))
+        if self.kind != ProbeKind::Startup && !started_up {
+            self.phase = Phase::Held { id };
+            return told;
+        }
+        let due = after(after(started, self.timing.initial_delay), self.jitter);
+        // A start in the future is one from before the clock was set back.
+        let latest = after(after(now, self.timing.initial_delay), self.jitter);
+        self.jitter = SignedDuration::ZERO;
+        let next = due.max(now).min(latest);
+        self.phase = Phase::Probing {
+            id,
+            result: first,
+            next,
+            streak: Streak::default(),
+        };
+        told
+    }
+
+    fn first_result(&self, id: &str) -> ProbeResult {
+        match &self.recovered {
+            Some((of, result)) if of == id => *result,
+            _ => initial_result(self.kind),
+        }
     }
 
     fn id(&self) -> Option<&str> {
         match &self.phase {
-            Phase::Probing { id, .. } | Phase::OnHold { id } | Phase::Satisfied { id } => Some(id),
+            Phase::Held { id }
+            | Phase::Probing { id, .. }
+            | Phase::OnHold { id }
+            | Phase::Satisfied { id } => Some(id),
             Phase::Waiting | Phase::Stopped => None,
         }
     }

@@ -7,7 +7,7 @@ use controlplane_api::k8s_openapi::api::core::v1::{Container, ResourceRequiremen
 
 use super::{KillContainer, KillContainerReason, Planner, PodActions, ResizeContainer, kill};
 use crate::observed::ObservedContainer;
-use crate::quantity::{bytes, millis};
+use crate::quantity::{Resources, amount};
 
 /// What of a container's resources reaches the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,21 +52,16 @@ impl Planner<'_> {
 }
 
 fn in_force(resources: &ResourceRequirements) -> InForce {
-    let of = |list: &Option<_>, name: &str, read: fn(&str) -> Option<i64>| -> i64 {
-        let list: Option<&std::collections::BTreeMap<_, _>> = list.as_ref();
-        list.and_then(|list| list.get(name))
-            .and_then(|quantity: &crate::quantity::Quantity| read(&quantity.0))
-            .unwrap_or(0)
-    };
-    let cpu_limit = of(&resources.limits, "cpu", millis);
+    let of = |list: &Option<Resources>, name: &str| amount(list.as_ref(), name).unwrap_or(0);
+    let cpu_limit = of(&resources.limits, "cpu");
     InForce {
         // Where only a limit is given, it is the request as well.
-        cpu_request: match of(&resources.requests, "cpu", millis) {
+        cpu_request: match of(&resources.requests, "cpu") {
             0 => cpu_limit,
             request => request,
         },
         cpu_limit,
-        memory_limit: of(&resources.limits, "memory", bytes),
+        memory_limit: of(&resources.limits, "memory"),
     }
 }
 

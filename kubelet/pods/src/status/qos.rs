@@ -1,11 +1,9 @@
 //! A pod's QoS class, from the CPU and memory that it asks for.
 
-use std::collections::BTreeMap;
-
 use controlplane_api::k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 
 use crate::containers::{init_containers, regular_containers, spec};
-use crate::quantity::{Quantity, millis};
+use crate::quantity::{Resources, amount};
 
 /// `Guaranteed`, `Burstable` or `BestEffort`. It never changes: what the API server has counts.
 pub fn qos_class(pod: &Pod) -> &'static str {
@@ -34,14 +32,14 @@ pub fn qos_class(pod: &Pod) -> &'static str {
     }
 }
 
-fn amount(list: Option<&BTreeMap<String, Quantity>>, name: &str) -> Option<i64> {
-    millis(&list?.get(name)?.0).filter(|&amount| amount > 0)
+fn positive(list: Option<&Resources>, name: &str) -> Option<i64> {
+    amount(list, name).filter(|&amount| amount > 0)
 }
 
 fn asks(resources: &ResourceRequirements) -> bool {
     ["cpu", "memory"].into_iter().any(|name| {
-        amount(resources.requests.as_ref(), name)
-            .or(amount(resources.limits.as_ref(), name))
+        positive(resources.requests.as_ref(), name)
+            .or(positive(resources.limits.as_ref(), name))
             .is_some()
     })
 }
@@ -49,8 +47,8 @@ fn asks(resources: &ResourceRequirements) -> bool {
 /// Both resources limited, and as much asked for; a request that isn't given is the limit.
 fn is_guaranteed(resources: &ResourceRequirements) -> bool {
     ["cpu", "memory"].into_iter().all(|name| {
-        let limit = amount(resources.limits.as_ref(), name);
-        let request = amount(resources.requests.as_ref(), name).or(limit);
+        let limit = positive(resources.limits.as_ref(), name);
+        let request = positive(resources.requests.as_ref(), name).or(limit);
         limit.is_some() && request == limit
     })
 }

@@ -1,0 +1,1 @@
+//! Admission of small pods to a small node.
