@@ -4,20 +4,20 @@
 //! ([`crate::status::rejected`]). A critical pod (static, mirror, or of a system priority) that only lacks resources may push
 //! others out: [`Admission::Preempt`] names them.
 
-pub mod requests;
-
 mod affinity;
 mod preemption;
+mod requests;
 mod sysctls;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use controlplane_api::k8s_openapi::api::core::v1::{ContainerPort, Pod, Taint};
+use controlplane_api::pod::resources::QosClass;
 
 use crate::containers::{init_containers, is_sidecar, regular_containers, spec};
 use crate::quantity::Resources;
 use crate::status::StatusOverride;
-use crate::status::qos::qos_class;
+use crate::status::qos;
 use requests::PodRequests;
 
 /// The priority from which on a pod is critical.
@@ -190,7 +190,7 @@ fn pressure(pod: &Pod, node: &Node) -> Option<Rejection> {
             effect: "NoSchedule".to_owned(),
             ..Default::default()
         };
-        if qos_class(pod) != "BestEffort" || affinity::tolerates(pod, &taint) {
+        if qos::class(pod) != QosClass::BestEffort || affinity::tolerates(pod, &taint) {
             return None;
         }
     }

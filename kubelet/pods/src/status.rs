@@ -96,7 +96,7 @@ pub fn pod_status(inputs: &StatusInputs<'_>) -> PodStatus {
     let pod = inputs.pod;
     let now = whole_seconds(inputs.now);
     let mut status = PodStatus {
-        qos_class: Some(qos::qos_class(pod).to_owned()),
+        qos_class: Some(qos::qos_class(pod).to_string()),
         observed_generation: pod.metadata.generation,
         start_time: Some(started_at(inputs, now.clone())),
         resource_claim_statuses: pod
@@ -137,7 +137,7 @@ pub fn rejected(pod: &Pod, reason: &str, message: &str, now: Timestamp) -> PodSt
         phase: Some("Failed".to_owned()),
         reason: Some(reason.to_owned()),
         message: Some(format!("Pod was rejected: {message}")),
-        qos_class: Some(qos::qos_class(pod).to_owned()),
+        qos_class: Some(qos::qos_class(pod).to_string()),
         observed_generation: pod.metadata.generation,
         start_time: Some(now),
         conditions: Some(conditions),

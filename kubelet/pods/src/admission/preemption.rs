@@ -12,7 +12,7 @@ use controlplane_api::k8s_openapi::api::core::v1::Pod;
 use super::requests::PodRequests;
 use super::{Shortage, is_critical};
 use crate::containers::spec;
-use crate::status::qos::qos_class;
+use crate::status::qos;
 
 /// A resource and how much of it is missing.
 type Missing = Vec<(String, i64)>;
@@ -77,17 +77,12 @@ fn outranks(one: &Pod, other: &Pod) -> bool {
 }
 
 fn rank(one: &Candidate<'_>, other: &Candidate<'_>) -> Ordering {
-    let qos = |candidate: &Candidate<'_>| match qos_class(candidate.pod) {
-        "BestEffort" => 1,
-        "Burstable" => 2,
-        _ => 3,
-    };
     if outranks(one.pod, other.pod) {
         Ordering::Greater
     } else if outranks(other.pod, one.pod) {
         Ordering::Less
     } else {
-        qos(one).cmp(&qos(other))
+        qos::class(one.pod).cmp(&qos::class(other.pod))
     }
 }
 
