@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 
 pub mod defaults;
 pub mod resources;
+pub mod validation;
 
 /// An absent text is an empty one.
 pub(crate) fn text(field: &Option<String>) -> &str {

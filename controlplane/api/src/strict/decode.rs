@@ -4,12 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeOwned, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::tree::push_name;
 use super::{Data, Entry, Finding, MOST_FINDINGS, Node, Position, StrictError};
 use crate::quantity::Quantity;
+
+mod access;
+
+use access::{Entries, Items};
 
 /// So often is a document read again around a value that its type refused.
 const MOST_PASSES: usize = 32;
@@ -440,91 +444,5 @@ impl<'a> Reading<'a, '_> {
                 visitor.visit_newtype_struct(StrDeserializer::new("0"))
             }
         }
-    }
-}
-
-struct Items<'a, 't> {
-    items: &'a [Node],
-    next: usize,
-    trail: &'t Trail<'t>,
-    pass: &'t Pass<'a>,
-}
-
-impl<'a> SeqAccess<'a> for Items<'a, '_> {
-    type Error = Fault<'a>;
-
-    fn next_element_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<Option<S::Value>, Fault<'a>> {
-        let Some(node) = self.items.get(self.next) else {
-            return Ok(None);
-        };
-        let trail = Trail::Index(self.trail, self.next);
-        self.next += 1;
-        let reading = Reading {
-            node,
-            at: node.at,
-            trail: &trail,
-            pass: self.pass,
-        };
-        seed.deserialize(reading)
-            .map(Some)
-            .map_err(|fault| fault.placed(node, &trail, node.at))
-    }
-
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.items.len() - self.next)
-    }
-}
-
-struct Entries<'a, 't> {
-    entries: &'a [Entry],
-    /// One past the entry whose key was read last.
-    next: usize,
-    known: &'static [&'static str],
-    /// The entry whose value was read last, until the mapping's end.
-    last: &'t Cell<Option<&'a Entry>>,
-    trail: &'t Trail<'t>,
-    pass: &'t Pass<'a>,
-}
-
-impl<'a> MapAccess<'a> for Entries<'a, '_> {
-    type Error = Fault<'a>;
-
-    fn next_key_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<Option<S::Value>, Fault<'a>> {
-        while let Some(entry) = self.entries.get(self.next) {
-            self.next += 1;
-            let trail = Trail::Name(self.trail, &entry.key);
-            let reading = Reading {
-                node: &entry.value,
-                at: entry.key_at,
-                trail: &trail,
-                pass: self.pass,
-            };
-            let is_known = self.known.contains(&&*entry.key);
-            if reading.is_blank() || is_known && matches!(reading.data(), Data::Null) {
-                continue;
-            }
-            let key: StrDeserializer<'a, Fault<'a>> = entry.key.as_str().into_deserializer();
-            let key = seed.deserialize(key);
-            return key
-                .map(Some)
-                .map_err(|fault| fault.placed(&entry.value, &trail, entry.key_at));
-        }
-        self.last.set(None);
-        Ok(None)
-    }
-
-    fn next_value_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<S::Value, Fault<'a>> {
-        let entry = &self.entries[self.next - 1];
-        let trail = Trail::Name(self.trail, &entry.key);
-        let reading = Reading {
-            node: &entry.value,
-            at: entry.key_at,
-            trail: &trail,
-            pass: self.pass,
-        };
-        let value = seed.deserialize(reading);
-        let value = value.map_err(|fault| fault.placed(&entry.value, &trail, entry.value.at))?;
-        self.last.set(Some(entry));
-        Ok(value)
     }
 }

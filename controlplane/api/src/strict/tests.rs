@@ -377,3 +377,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn bad_manifests_get_just_the_expected_complaints() {
+    let folder = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/strict");
+    for name in ["web.yaml", "broken.yaml", "tag.yaml"] {
+        let text = std::fs::read_to_string(folder.join(name)).expect("a manifest");
+        let found = match parse_file(name, &text, Limits::default()) {
+            Err(error) => format!("{error}\n"),
+            Ok(documents) => {
+                let errors = documents[0].decode::<Pod>().expect_err("complaints");
+                errors.iter().map(|error| format!("{error}\n")).collect()
+            }
+        };
+        let expected =
+            std::fs::read_to_string(folder.join(name).with_extension("expected")).unwrap_or_default();
+        assert_eq!(found, expected, "{name}");
+    }
+}
