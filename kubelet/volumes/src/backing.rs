@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::error::PluginError;
-use crate::folder::{make_dir, make_parent, open_parent, set_mode};
+use crate::folder::{make_dir, make_parent, open_parent};
 use crate::mount::{attach, beneath, detach_all, is_mounted, root_of};
 use crate::remove::remove_tree;
 use crate::seam::{SetUp, TearDown};
@@ -15,10 +15,7 @@ use crate::seam::{SetUp, TearDown};
 /// What a volume's files are written to.
 pub(crate) enum Backing {
     /// A directory of the node's disk.
-    Disk {
-        /// Its mode.
-        mode: u32,
-    },
+    Disk,
     /// A file system of its own, made when nothing is mounted yet.
     Own(Box<dyn Fn() -> io::Result<OwnedFd>>),
 }
@@ -40,10 +37,7 @@ impl Backing {
         let new = match self {
             Self::Own(new) if !is_mounted(request.dir).map_err(fail)? => new,
             Self::Own(_) => return fill(dir.as_fd()),
-            Self::Disk { mode } => {
-                set_mode(dir.as_fd(), *mode).map_err(fail)?;
-                return fill(dir.as_fd());
-            }
+            Self::Disk => return fill(dir.as_fd()),
         };
         let fail = |source| PluginError::kernel("mount", request.dir)(source);
         let mount = new().map_err(fail)?;

@@ -13,7 +13,7 @@ use crate::atomic::Writer;
 use crate::backing::{Backing, tear_down};
 use crate::container::all_volume_mounts;
 use crate::error::PluginError;
-use crate::folder::{make_dir, set_mode, set_owner};
+use crate::folder::{ensure, make_dir};
 use crate::mount::{Tmpfs, tmpfs};
 use crate::ownership::GroupOwnership;
 use crate::payload::{Payload, gather};
@@ -51,8 +51,8 @@ impl VolumePlugin for Content {
     fn set_up(&self, request: &SetUp<'_>) -> Result<bool, PluginError> {
         let payload = gather(request.host, request.pod, request.volume)?.unwrap_or_default();
         let nested = nested(request.pod, &request.volume.name).map_err(PluginError::Told)?;
-        let backing = self.backing(request)?;
-        backing.prepare(request, |dir| write(request, dir, &payload, &nested))
+        let (backing, mode) = self.backing(request)?;
+        backing.prepare(request, |dir| write(request, dir, mode, &payload, &nested))
     }
 
     fn refreshes(&self) -> bool {
@@ -76,9 +76,10 @@ impl VolumePlugin for Content {
 }
 
 impl Content {
-    fn backing(self, request: &SetUp<'_>) -> Result<Backing, PluginError> {
+    /// Where the files lie, and the mode of their directory.
+    fn backing(self, request: &SetUp<'_>) -> Result<(Backing, u32), PluginError> {
         if self == Self::ConfigMap {
-            return Ok(Backing::Disk { mode: 0o777 });
+            return Ok((Backing::Disk, 0o777));
         }
         let allocatable = request.host.objects().allocatable_memory()?;
         let size = memory_size(allocatable, request.pod, None);
@@ -86,13 +87,15 @@ impl Content {
             size: Some(size).filter(|size| *size > 0),
             mode: 0o1777,
         };
-        Ok(Backing::Own(Box::new(move || tmpfs(options))))
+        let own = Backing::Own(Box::new(move || tmpfs(options)));
+        Ok((own, options.mode))
     }
 }
 
 fn write(
     request: &SetUp<'_>,
     dir: BorrowedFd<'_>,
+    mode: u32,
     payload: &Payload,
     nested: &BTreeSet<PathBuf>,
 ) -> Result<bool, PluginError> {
@@ -103,16 +106,15 @@ fn write(
                 parent = make_dir(parent.as_fd(), Path::new(part), 0o755)?.0;
             }
         }
-        let Some(group) = request.group else { return Ok(()) };
-        // Of the root alone: what lies below is the writer's.
-        let root =
-            std::os::unix::fs::MetadataExt::mode(&std::fs::File::from(dir.try_clone_to_owned()?).metadata()?);
-        let writable = GroupOwnership {
-            read_only: false,
-            ..group
-        };
-        set_owner(dir, None, Some(group.group))?;
-        set_mode(dir, writable.mode(root & 0o7777, true))
+        // The root alone: what lies below is the writer's.
+        let mode = request.group.map_or(mode, |group| {
+            let writable = GroupOwnership {
+                read_only: false,
+                ..group
+            };
+            writable.mode(mode, true)
+        });
+        ensure(dir, mode, request.group.map(|group| group.group))
     };
     prepare().map_err(PluginError::kernel("prepare", request.dir))?;
     let writer = Writer {

@@ -3,12 +3,11 @@
 //! A note says that it was made ready, as the pod's content must not be touched again once containers have run. A file
 //! system in memory doesn't outlive the machine; it is made again then.
 
-use std::os::fd::AsFd as _;
-
 use controlplane_api::k8s_openapi::api::core::v1::Volume;
 
 use crate::backing::{Backing, tear_down};
 use crate::error::PluginError;
+use crate::folder::set_mode;
 use crate::mount::{Tmpfs, huge_pages, is_mounted, tmpfs};
 use crate::ownership::GroupOwnership;
 use crate::seam::{Attributes, SetUp, TearDown, VolumePlugin};
@@ -30,18 +29,24 @@ impl VolumePlugin for EmptyDir {
     }
 
     fn set_up(&self, request: &SetUp<'_>) -> Result<bool, PluginError> {
-        let backing = backing(request)?;
+        let (backing, mode) = backing(request)?;
         if is_ready(request, &backing)? {
             return Ok(false);
         }
-        backing.prepare(request, |dir| match request.group {
-            // The policy is for volumes that outlive their pods.
-            Some(group) => GroupOwnership {
-                on_root_mismatch: false,
-                ..group
+        backing.prepare(request, |dir| {
+            if let Some(mode) = mode {
+                let fail = PluginError::kernel("change the mode of", request.dir);
+                set_mode(dir, mode).map_err(fail)?;
             }
-            .apply(dir.as_fd(), request.stop, request.dir),
-            None => Ok(()),
+            match request.group {
+                // The policy is for volumes that outlive their pods.
+                Some(group) => GroupOwnership {
+                    on_root_mismatch: false,
+                    ..group
+                }
+                .apply(dir, request.stop, request.dir),
+                None => Ok(()),
+            }
         })?;
         let note = || {
             std::fs::create_dir_all(request.notes)?;
@@ -67,25 +72,25 @@ impl VolumePlugin for EmptyDir {
     }
 }
 
-fn backing(request: &SetUp<'_>) -> Result<Backing, PluginError> {
+/// Where a volume lies, and the mode that its directory gets.
+fn backing(request: &SetUp<'_>) -> Result<(Backing, Option<u32>), PluginError> {
     let source = request.volume.empty_dir.clone().unwrap_or_default();
     let mode = source.mode.map(|mode| mode.cast_unsigned() & 0o7777);
     match source.medium.as_deref().unwrap_or_default() {
-        "" => Ok(Backing::Disk {
-            mode: mode.unwrap_or(0o777),
-        }),
+        "" => Ok((Backing::Disk, mode.or(Some(0o777)))),
         "Memory" => {
             let allocatable = request.host.objects().allocatable_memory()?;
             let size = memory_size(allocatable, request.pod, source.size_limit.as_ref());
             let options = Tmpfs {
                 size: Some(size).filter(|size| *size > 0),
-                mode: mode.unwrap_or(0o1777),
+                mode: 0o1777,
             };
-            Ok(Backing::Own(Box::new(move || tmpfs(options))))
+            Ok((Backing::Own(Box::new(move || tmpfs(options))), mode))
         }
         medium if medium.starts_with("HugePages") => {
             let size = page_size(medium, request.pod).map_err(PluginError::Told)?;
-            Ok(Backing::Own(Box::new(move || huge_pages(&size.to_string()))))
+            let new = move || huge_pages(&size.to_string());
+            Ok((Backing::Own(Box::new(new)), mode))
         }
         other => Err(PluginError::Told(format!("unknown storage medium \"{other}\""))),
     }
@@ -96,7 +101,7 @@ fn is_ready(request: &SetUp<'_>, backing: &Backing) -> Result<bool, PluginError>
         return Ok(false);
     }
     match backing {
-        Backing::Disk { .. } => Ok(request.dir.is_dir()),
+        Backing::Disk => Ok(request.dir.is_dir()),
         Backing::Own(_) => is_mounted(request.dir).map_err(PluginError::kernel("look at", request.dir)),
     }
 }

@@ -82,6 +82,13 @@ pub enum VolumeError {
     },
 }
 
+impl VolumeError {
+    /// The error and its reasons in one line.
+    pub fn told(&self) -> String {
+        told(self)
+    }
+}
+
 /// Why a plugin failed with a volume; [`PluginError::told`] is what users read.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
@@ -160,7 +167,8 @@ impl PodVolumes {
         self.failed.is_empty()
     }
 
-    /// Why the pod as a whole can't go on, as upstream says it in an event with reason `FailedMount`; none when it can.
+    /// Why the pod as a whole can't go on, in upstream's words; none when it can. Upstream makes an event with reason
+    /// `FailedMount` of it only when a volume is unknown, as the others have events of their own; its log has it always.
     pub fn summary(&self) -> Option<String> {
         if self.is_ready() {
             return None;
@@ -170,7 +178,7 @@ impl PodVolumes {
         let unknown: Vec<_> = unknown.map(|volume| volume.name.as_str()).collect();
         let reason = match self.failed.iter().find(|volume| volume.unknown) {
             Some(volume) => &volume.message,
-            None => "timed out waiting for the condition",
+            None => "context deadline exceeded",
         };
         Some(format!(
             "Unable to attach or mount volumes: unmounted volumes=[{}], unattached volumes=[], failed to process \

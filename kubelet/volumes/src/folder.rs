@@ -123,6 +123,20 @@ pub(crate) fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(by_descriptor(fd), std::fs::Permissions::from_mode(mode))
 }
 
+/// Gives a descriptor's file a mode and perhaps a group, unless it has them already: nobody who watches it is woken for
+/// nothing.
+pub(crate) fn ensure(fd: BorrowedFd<'_>, mode: u32, group: Option<u32>) -> io::Result<()> {
+    let found = rustix::fs::fstat(fd)?;
+    let other = group.filter(|group| *group != found.st_gid);
+    if other.is_some() {
+        set_owner(fd, None, other)?;
+    }
+    if other.is_some() || found.st_mode & 0o7777 != mode {
+        set_mode(fd, mode)?;
+    }
+    Ok(())
+}
+
 /// Changes the owner or the group of a descriptor's file, a mere place's and a symbolic link's too.
 pub(crate) fn set_owner(fd: BorrowedFd<'_>, user: Option<u32>, group: Option<u32>) -> io::Result<()> {
     let (user, group) = (user.map(Uid::from_raw), group.map(Gid::from_raw));

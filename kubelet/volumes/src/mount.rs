@@ -9,11 +9,12 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use oci_runtime_sys::mount::{Attributes, FsContext, clone_tree, detach, move_to, set_attributes};
+use oci_runtime_sys::mount::{Attributes, FsContext, clone_tree, move_to, set_attributes};
 use oci_runtime_sys::open::{RESOLVE_NO_XDEV, is_mount_root};
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::{UnmountFlags, unmount};
 
-use crate::folder::{open_absolute, open_dir, open_place};
+use crate::folder::{by_descriptor, open_absolute, open_dir, open_place};
 
 /// `MS_PRIVATE` and `MS_SHARED`.
 const PRIVATE: u64 = 1 << 18;
@@ -84,7 +85,8 @@ fn place(path: &Path) -> io::Result<OwnedFd> {
     open_place(root.as_fd(), path.strip_prefix("/").unwrap_or(path), 0)
 }
 
-/// Takes away whatever is mounted at an absolute path, however often; returns how many mounts that were.
+/// Takes away whatever is mounted at an absolute path, however often; returns how many mounts that were. No link in the
+/// path is followed.
 ///
 /// Each becomes private first: a mount that shares with another one would take that one's mounts along.
 pub(crate) fn detach_all(path: &Path) -> io::Result<usize> {
@@ -101,8 +103,8 @@ pub(crate) fn detach_all(path: &Path) -> io::Result<usize> {
             ..Attributes::default()
         };
         set_attributes(top.as_fd(), private, true)?;
-        drop(top);
-        detach(path)?;
+        // Of the very mount that was looked at, whatever the path leads to by now.
+        unmount(by_descriptor(top.as_fd()), UnmountFlags::DETACH)?;
     }
     Err(io::Error::other("too many mounts on top of each other"))
 }

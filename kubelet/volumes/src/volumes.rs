@@ -151,16 +151,18 @@ impl Volumes {
         })
     }
 
-    /// Brings content that follows objects up to date; each volume changes in one step. Volumes that aren't set up are set
-    /// up.
+    /// Brings content that follows objects up to date; each volume changes in one step. Does nothing for a pod that was
+    /// never set up, or was torn down.
     ///
     /// # Errors
     /// When the pod has no usable UID.
     pub fn refresh(&self, pod: &Pod) -> Result<Refreshed, VolumeError> {
         let uid = uid_of(pod)?;
         self.alone(uid, |stop| {
-            self.make_pod_dirs(uid)?;
             let mut refreshed = Refreshed::default();
+            if !self.layout.pod(uid).join(VOLUMES).is_dir() {
+                return Ok(refreshed);
+            }
             for volume in used_volumes(pod) {
                 let Some(plugin) = self.plugin(volume).filter(|plugin| plugin.refreshes()) else {
                     continue;

@@ -55,8 +55,10 @@ fn a_config_map_lies_on_disk_in_upstreams_layout_and_follows_its_object() {
         (mode(&dir), mode(&dir.join(&data)), mode(&dir.join("..data/a"))),
         (0o777, 0o755, 0o644)
     );
+    let changed_last = dir.metadata().unwrap().ctime_nsec();
     assert!(!volumes.refresh(&pod).unwrap().changed);
     assert_eq!(std::fs::read_link(dir.join("..data")).unwrap(), data);
+    assert_eq!(dir.metadata().unwrap().ctime_nsec(), changed_last);
     objects.put_map("m", &[("b", "3"), ("c", "4")]);
     assert!(volumes.refresh(&pod).unwrap().changed);
     assert_eq!(seen(&dir), map(&[("b", "3"), ("c", "4")]));
@@ -67,6 +69,10 @@ fn a_config_map_lies_on_disk_in_upstreams_layout_and_follows_its_object() {
     assert_eq!(refreshed.failed.len(), 1);
     assert_eq!(seen(&dir), map(&[("b", "3"), ("c", "4")]));
     volumes.tear_down("u-1").unwrap();
+    // Too late: nothing comes back.
+    objects.put_map("m", &[("b", "3")]);
+    assert!(!volumes.refresh(&pod).unwrap().changed);
+    assert_eq!(volumes.present().unwrap(), Vec::<String>::new());
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn what_a_plugin_that_is_gone_has_left_is_kept() {
     std::fs::create_dir_all(root.path().join("pods/u-1/volumes/kubernetes.io~empty-dir/w")).unwrap();
     let error = volumes.tear_down("u-1").unwrap_err();
     assert_eq!(
-        crate::error::told(&error),
+        error.told(),
         "failed to tear down volume \"v\" of pod u-1: no volume plugin matched name: kubernetes.io/csi"
     );
     assert!(data.exists());
