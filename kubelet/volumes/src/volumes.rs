@@ -195,9 +195,7 @@ impl Volumes {
             torn_down.fold(Ok(()), Result::and)?;
             let path = self.layout.pod(uid);
             remove_all(&path).map_err(|source| VolumeError::Remove { path, source })
-        })?;
-        self.forget(uid);
-        Ok(())
+        })
     }
 
     /// The UIDs of all pods that have anything on disk.
@@ -371,8 +369,12 @@ impl Volumes {
     pub(crate) fn alone<T>(&self, uid: &str, run: impl FnOnce(&AtomicBool) -> T) -> T {
         let busy = self.busy(uid);
         // Nothing is kept in memory that a panic could have left half-done.
-        let _held = busy.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        run(&busy.stop)
+        let held = busy.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = run(&busy.stop);
+        drop(held);
+        drop(busy);
+        self.forget(uid);
+        outcome
     }
 
     fn busy(&self, uid: &str) -> Arc<Busy> {

@@ -1,13 +1,16 @@
 //! emptyDir, and tearing down.
 
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use rustix::fs::statvfs;
 
 use super::*;
+use crate::backing::remove_all;
 use crate::mount::{beneath, detach_all, is_mounted};
-use crate::{MountSource, VolumeError, exceeded};
+use crate::remove::remove_tree;
+use crate::{MountSource, PluginError, VolumeError, exceeded};
 
 const PLUGIN: &str = "kubernetes.io~empty-dir";
 
@@ -187,7 +190,6 @@ fn tearing_down_follows_no_link_and_enters_no_mount() {
         std::fs::create_dir_all(dir.join("a/mounted")).unwrap();
         // What a privileged container leaves: the node's directory, mounted in the volume, with a mount below it.
         let place = |path: &Path| oci_runtime_sys::open::place(path).unwrap();
-        use std::os::fd::AsFd as _;
         let source = place(&outside.join("host"));
         crate::mount::bind(source.as_fd(), place(&dir.join("a/mounted")).as_fd()).unwrap();
         mount_tmpfs(&dir.join("a/mounted/below"));
@@ -201,6 +203,24 @@ fn tearing_down_follows_no_link_and_enters_no_mount() {
 }
 
 #[test]
+fn removing_ends_at_a_mount_wherever_it_is() {
+    in_namespace(|root| {
+        let parent = std::fs::File::open(root).unwrap();
+        for mounted in ["top", "top/a", "top/a/b/c"] {
+            std::fs::create_dir_all(root.join("top/a/b/c")).unwrap();
+            mount_tmpfs(&root.join(mounted));
+            let precious = root.join(mounted).join("precious");
+            std::fs::write(&precious, "x").unwrap();
+            let outcome = remove_tree(parent.as_fd(), "top".as_ref(), &root.join("top"));
+            assert!(matches!(outcome, Err(PluginError::Mounted(path)) if path == root.join(mounted)));
+            assert!(precious.exists());
+            remove_all(&root.join("top")).unwrap();
+            assert!(!root.join("top").exists());
+        }
+    });
+}
+
+#[test]
 fn trees_deeper_than_any_path_are_removed() {
     let root = tempfile::tempdir().unwrap();
     let volumes = volumes(root.path());
@@ -209,7 +229,6 @@ fn trees_deeper_than_any_path_are_removed() {
     let mut at = std::os::fd::OwnedFd::from(std::fs::File::open(&dir).unwrap());
     let name = "n".repeat(200);
     for _ in 0..300 {
-        use std::os::fd::AsFd as _;
         rustix::fs::mkdirat(&at, "sibling", 0o700.into()).unwrap();
         at = crate::folder::make_dir(at.as_fd(), Path::new(&name), 0o700)
             .unwrap()

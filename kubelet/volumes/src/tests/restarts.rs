@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use controlplane_api::k8s_openapi::api::core::v1::Pod;
+
 use super::*;
 use crate::VolumeOnDisk;
 use crate::mount::{beneath, is_mounted};
@@ -98,6 +100,90 @@ fn what_a_crash_leaves_is_finished_or_taken_away() {
             assert!(!root.join("pods/u-1").exists());
             assert_eq!(beneath(root).unwrap(), Vec::<PathBuf>::new());
         }
+    });
+}
+
+/// What the victim of the next test does all the time.
+const VICTIM: &str = "ORLOP_VOLUMES_VICTIM";
+
+fn busy_pod() -> Pod {
+    let pod = pod(
+        r#"[{"name": "v", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}},
+            {"name": "m", "configMap": {"name": "m"}}, {"name": "s", "secret": {"secretName": "m"}}]"#,
+        r#"[{"name": "v", "mountPath": "/v", "subPath": "part"}, {"name": "d", "mountPath": "/d", "subPath": "a/b"},
+            {"name": "m", "mountPath": "/m"}, {"name": "s", "mountPath": "/s"}]"#,
+    );
+    with_group(pod, 9)
+}
+
+fn work_until_killed(root: &Path) {
+    oci_runtime_sys::process::set_parent_death_signal(9).unwrap();
+    let objects = Arc::new(Objects::default());
+    let volumes = volumes_with(root, &objects);
+    for round in 0..100_000 {
+        for step in 0..4 {
+            let text = format!("{round} {step}");
+            objects.put_map("m", &[("a", &text), ("b/c", &text)]);
+            objects.put_secret("m", &[("a", &text)]);
+            assert_eq!(failures(&volumes, &busy_pod()), Vec::<String>::new());
+            volumes.mounts(&busy_pod(), "c", &no_env).unwrap();
+            let dir = dir_of(root, "kubernetes.io~empty-dir").with_file_name("d");
+            std::fs::create_dir_all(dir.join("x/y/z")).unwrap();
+        }
+        volumes.tear_down("u-1").unwrap();
+    }
+}
+
+#[test]
+fn a_kill_at_any_time_leaves_nothing_that_the_next_kubelet_cant_use_or_remove() {
+    const SELF: &str =
+        "tests::restarts::a_kill_at_any_time_leaves_nothing_that_the_next_kubelet_cant_use_or_remove";
+    if let Some(root) = std::env::var_os(VICTIM) {
+        return work_until_killed(Path::new(&root));
+    }
+    in_namespace(|root| {
+        let objects = Arc::new(Objects::default());
+        let wanted = [("a", "last"), ("b", "last")];
+        objects.put_map("m", &wanted);
+        objects.put_secret("m", &wanted);
+        let mut found_something = 0;
+        for kill in 0..40_u64 {
+            let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", SELF, "--nocapture"])
+                .env(VICTIM, root)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            // Once it has begun, at another time in each round.
+            while !root.join("pods").exists() {
+                assert!(victim.try_wait().unwrap().is_none());
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_micros(kill * 1777 % 9000));
+            victim.kill().unwrap();
+            let status = victim.wait().unwrap();
+            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+            let volumes = volumes_with(root, &objects);
+            found_something += u32::from(!volumes.present().unwrap().is_empty());
+            if kill % 2 == 0 {
+                assert_eq!(failures(&volumes, &busy_pod()), Vec::<String>::new());
+                volumes.mounts(&busy_pod(), "c", &no_env).unwrap();
+                let dirs = root.join("pods/u-1/volumes");
+                let file = |path: &str| std::fs::read_to_string(dirs.join(path)).unwrap();
+                assert_eq!(file("kubernetes.io~configmap/m/b"), "last");
+                assert_eq!(file("kubernetes.io~secret/s/a"), "last");
+                assert_eq!(mode(&dirs.join("kubernetes.io~empty-dir/d")), 0o2777);
+                // Two file systems in memory, two parts.
+                assert_eq!(beneath(root).unwrap().len(), 4);
+                volumes.tear_down("u-1").unwrap();
+            } else {
+                assert!(volumes.remove_orphans(&[].into()).unwrap().is_empty());
+            }
+            assert_eq!(volumes.present().unwrap(), Vec::<String>::new());
+            assert_eq!(beneath(root).unwrap(), Vec::<PathBuf>::new());
+            std::fs::remove_dir(root.join("pods")).unwrap();
+        }
+        assert!(found_something > 0);
     });
 }
 
