@@ -291,7 +291,7 @@ fn newest_image() -> PathBuf {
         .path()
 }
 
-/// Nobody has a target folder of his own, in which there is the image already: making it needs names in /etc/subuid.
+/// `nobody` has a target folder of his own, in which there is the image already: making it needs names in /etc/subuid.
 #[test]
 fn a_user_who_is_not_root_has_guests_too() {
     const NOBODY: u32 = 65534;
