@@ -241,7 +241,9 @@ fn a_group_dies_together_if_asked(driver: Driver) {
 fn a_slice_whose_directory_went_first_is_forgotten_too() {
     in_node(Node::builder().driver(Driver::Systemd), |node| {
         let crictl = node.crictl()?;
-        let sandbox = crictl.run_pod(&PodSpec::new("empty"))?;
+        // Without an init of its own, which would be in the slice.
+        let pod = PodSpec::new("empty").with("/linux/security_context/namespace_options/pid", json!(1));
+        let sandbox = crictl.run_pod(&pod)?;
         let parent = node.cgroup_parent();
         let prefix = parent.trim_start_matches('/').trim_end_matches(".slice");
         let slice = format!("{prefix}-{sandbox}.slice");
