@@ -204,6 +204,33 @@ fn a_part_never_leads_out_of_its_volume_while_somebody_swaps_links() {
 }
 
 #[test]
+fn nothing_is_made_out_of_a_volume_while_somebody_puts_links_in_its_place() {
+    let root = tempfile::tempdir().unwrap();
+    let (volume, outside) = (root.path().join("volume"), root.path().join("outside"));
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::create_dir(&outside).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let new = volume.join("new");
+            while !stop.load(Ordering::Relaxed) {
+                // Whatever was made goes, a link takes its place, and goes again.
+                let _gone = std::fs::remove_dir_all(&new);
+                let _put = symlink(&outside, &new);
+                let _gone = std::fs::remove_file(&new);
+            }
+        });
+        let mut made = 0;
+        for _ in 0..20_000 {
+            made += u32::from(crate::sub_path::open(&volume, "new/part").is_ok());
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(made > 0);
+    });
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
 fn taking_a_part_away_leaves_the_nodes_own_mounts() {
     in_namespace(|root| {
         assert!(Volumes::share_root(root).unwrap());
