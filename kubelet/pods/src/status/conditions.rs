@@ -160,10 +160,9 @@ fn condition(inputs: &StatusInputs<'_>, type_: &str, verdict: Verdict, now: &Tim
 
 fn ready_to_start(inputs: &StatusInputs<'_>) -> Verdict {
     if sandbox_is_usable(inputs.pod, inputs.observed) {
-        Verdict::yes()
-    } else {
-        Verdict::default()
+        return Verdict::yes();
     }
+    Verdict::no("PodSandboxNotReady", String::new())
 }
 
 /// Which containers are unknown, and which don't pass.

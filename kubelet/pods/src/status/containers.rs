@@ -315,13 +315,14 @@ impl Writer<'_> {
         status
     }
 
-    /// Whether a regular container was ever made, so that init containers must have ended well.
+    /// Whether a regular container was made in the sandbox that counts, so that its init containers must have ended well.
     fn is_initialized(&self) -> bool {
+        let sandbox = self.inputs.observed.sandbox().map(|sandbox| &sandbox.id);
         let made = |one: &Container| {
-            self.inputs
-                .observed
-                .container(&one.name)
-                .is_some_and(|one| one.state != ContainerState::Unknown)
+            let newest = self.inputs.observed.container(&one.name);
+            newest.is_some_and(|one| {
+                one.state != ContainerState::Unknown && sandbox.is_none_or(|id| *id == one.sandbox_id)
+            })
         };
         !self.restarting_all && spec::regular_containers(self.inputs.pod).iter().any(made)
     }
@@ -456,7 +457,11 @@ fn carry_over(status: &mut ContainerStatus, before: &ContainerStatus, newest: &O
         status.volume_mounts = before.volume_mounts.clone();
     }
     let is_new = before.container_id.as_deref() != Some(id);
-    let counted_on = is_new && end_of(before).is_some() && before.restart_count >= status.restart_count;
+    // A status without an ID already counts this one.
+    let counted_on = is_new
+        && before.container_id.is_some()
+        && end_of(before).is_some()
+        && before.restart_count >= status.restart_count;
     let lost = newest.state == ContainerState::Unknown && is_running(before);
     status.restart_count = status
         .restart_count

@@ -128,7 +128,7 @@ fn a_pod_comes_up() {
             condition(&new, "PodScheduled"),
             condition(&new, "PodReadyToStartContainers")
         ),
-        ("True".into(), "False".into())
+        ("True".into(), "False PodSandboxNotReady".into())
     );
     assert_eq!(new.start_time, Some(Time(at(100))));
 

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::containers::RestartPolicy;
 use crate::hash::container_hash;
+use crate::status::{ResizeStatus, Stage, StatusInputs, pod_status};
 
 /// What happens to a pod between two plans.
 #[derive(Debug, Clone)]
@@ -15,6 +16,7 @@ enum Event {
     Exit(usize, i32),
     StartupDone(usize),
     ProbeFails(usize),
+    StartupFails(usize),
     Lost(usize),
     SandboxDies,
     Forget(usize),
@@ -28,9 +30,10 @@ type Reach = Option<usize>;
 
 fn events() -> impl Strategy<Value = Vec<(Event, Reach)>> {
     let event = prop_oneof![
-        4 => (0..5usize, prop_oneof![Just(0), Just(1)]).prop_map(|(which, code)| Event::Exit(which, code)),
+        4 => (0..5usize, prop_oneof![3 => Just(0), 3 => Just(1), 1 => Just(42)]).prop_map(|(which, code)| Event::Exit(which, code)),
         4 => (0..5usize).prop_map(Event::StartupDone),
         1 => (0..5usize).prop_map(Event::ProbeFails),
+        1 => (0..5usize).prop_map(Event::StartupFails),
         1 => (0..5usize).prop_map(Event::Lost),
         1 => Just(Event::SandboxDies),
         1 => (0..5usize).prop_map(Event::Forget),
@@ -50,23 +53,27 @@ fn events() -> impl Strategy<Value = Vec<(Event, Reach)>> {
 fn pods() -> impl Strategy<Value = Pod> {
     let kind = prop_oneof![Just(0), Just(1), Just(2)];
     let policy = prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")];
-    (policy, prop::collection::vec(kind, 0..4), 1..3usize).prop_map(|(policy, init, regular)| {
-        let init = init.into_iter().enumerate().map(|(place, kind)| match kind {
-            0 => container(&format!("i{place}")),
-            1 => sidecar(&format!("i{place}")),
-            _ => Container {
-                startup_probe: probe(),
-                ..sidecar(&format!("i{place}"))
-            },
-        });
-        pod(
-            policy,
-            init.collect(),
-            (0..regular)
-                .map(|place| container(&format!("r{place}")))
-                .collect(),
-        )
-    })
+    (
+        policy,
+        prop::collection::vec(kind, 0..4),
+        1..3usize,
+        prop::bool::weighted(0.3),
+    )
+        .prop_map(|(policy, init, regular, ruled)| {
+            let init = init.into_iter().enumerate().map(|(place, kind)| match kind {
+                0 => container(&format!("i{place}")),
+                1 => sidecar(&format!("i{place}")),
+                _ => Container {
+                    startup_probe: probe(),
+                    ..sidecar(&format!("i{place}"))
+                },
+            });
+            let regular = (0..regular).map(|place| Container {
+                restart_policy_rules: ruled.then(|| vec![rule("RestartAllContainers", 42)]),
+                ..container(&format!("r{place}"))
+            });
+            pod(policy, init.collect(), regular.collect())
+        })
 }
 
 /// The runtime, and the truth about what has happened in it.
@@ -75,6 +82,7 @@ struct World {
     observed: ObservedPod,
     probes: ProbeResults,
     restarts: RestartBackoff,
+    previous: Option<PodStatus>,
     now: i64,
     made: u32,
     /// Per sandbox: init containers that have done their part there.
@@ -90,6 +98,7 @@ impl World {
             observed: ObservedPod::default(),
             probes: ProbeResults::default(),
             restarts: RestartBackoff::default(),
+            previous: None,
             now: 0,
             made: 0,
             passed: BTreeSet::new(),
@@ -97,15 +106,87 @@ impl World {
         }
     }
 
-    fn plan_at(&self, seconds: Timestamp) -> PodActions {
+    fn plan_at(&self, when: Timestamp) -> PodActions {
         plan_with(
             &self.pod,
             &self.observed,
             &self.probes,
             &self.restarts,
-            None,
-            seconds,
+            self.previous.as_ref(),
+            when,
         )
+    }
+
+    /// Makes the pod's status, which the next plan and the next status see, and compares it with the one before.
+    fn tell(&mut self, waiting: &BTreeMap<String, Waiting>) {
+        let status = pod_status(&StatusInputs {
+            pod: &self.pod,
+            observed: &self.observed,
+            probes: &self.probes,
+            waiting,
+            previous: self.previous.as_ref(),
+            stage: Stage::Syncing,
+            end: None,
+            resize: &ResizeStatus::default(),
+            host_ips: &[],
+            runtime: "test",
+            recursive_read_only: false,
+            now: at(self.now),
+        });
+        if let Some(before) = &self.previous {
+            let is_final =
+                |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+            assert!(
+                !is_final(before) || before.phase == status.phase,
+                "{:?} after {:?}",
+                status.phase,
+                before.phase
+            );
+            let lists = |status: &PodStatus| {
+                [
+                    status.init_container_statuses.clone(),
+                    status.container_statuses.clone(),
+                ]
+                .into_iter()
+                .flatten()
+                .flatten()
+            };
+            for (old, new) in lists(before).zip(lists(&status)) {
+                assert_eq!(old.name, new.name);
+                assert!(new.restart_count >= old.restart_count, "{} counts down", new.name);
+                assert!(
+                    !new.ready
+                        || new.started != Some(false)
+                        || new.state.as_ref().unwrap().terminated.is_some()
+                );
+            }
+        }
+        for one in self.observed.containers.iter().filter(|one| one.is_running()) {
+            let mut lists = [&status.init_container_statuses, &status.container_statuses]
+                .into_iter()
+                .flatten()
+                .flatten();
+            let told = lists.find(|told| told.name == one.name).unwrap();
+            assert_eq!(u32::try_from(told.restart_count), Ok(one.attempt), "{}", one.name);
+        }
+        self.previous = Some(status);
+    }
+
+    /// Whether a rule has all containers start again, by what happened or what was said.
+    fn restarts_all(&self) -> bool {
+        let told = self
+            .previous
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        let ruled = containers::all_could_restart(&self.pod);
+        ruled
+            && (told
+                .clone()
+                .any(|one| one.type_ == "AllContainersRestarting" && one.status == "True")
+                || self.observed.containers.iter().any(|one| {
+                    matches!(one.state, ContainerState::Exited { exit_code: 42, .. })
+                        && one.name.starts_with('r')
+                }))
     }
 
     fn spec_of(&self, name: &str) -> (ContainerKind, Container) {
@@ -160,7 +241,7 @@ impl World {
                 if let Some(one) = self
                     .nth(*which, ObservedContainer::is_running)
                     .map(|one| one.clone())
-                    && self.spec_of(&one.name).1.startup_probe.is_some()
+                    && self.probes.startup(&one.id) == Some(ProbeResult::Unknown)
                 {
                     self.probes.set(&one.id, ProbeKind::Startup, ProbeResult::Success);
                     self.passed.insert((one.sandbox_id, one.name));
@@ -172,6 +253,15 @@ impl World {
                     .map(|one| one.id.clone())
                 {
                     self.probes.set(&id, ProbeKind::Liveness, ProbeResult::Failure);
+                }
+            }
+            Event::StartupFails(which) => {
+                if let Some(id) = self
+                    .nth(*which, ObservedContainer::is_running)
+                    .map(|one| one.id.clone())
+                    && self.probes.startup(&id) == Some(ProbeResult::Unknown)
+                {
+                    self.probes.set(&id, ProbeKind::Startup, ProbeResult::Failure);
                 }
             }
             Event::Lost(which) => {
@@ -233,6 +323,7 @@ impl World {
 
     /// Carries a plan out, and stops after some steps where told so.
     fn carry_out(&mut self, plan: &PodActions, reach: Reach) {
+        let anew = self.restarts_all() && plan.start.is_empty();
         let mut left = reach.unwrap_or(usize::MAX);
         let mut step = || {
             let go = left > 0;
@@ -257,6 +348,12 @@ impl World {
             }
             let one = self.observed.by_id(id).unwrap();
             assert!(!one.is_running(), "{id} is removed while it runs");
+            if anew {
+                // All begin anew: what an init container has done counts no more.
+                let done = (one.sandbox_id.clone(), one.name.clone());
+                self.passed.remove(&done);
+                self.ended.remove(id);
+            }
             self.observed.containers.retain(|one| one.id != *id);
         }
         if let SandboxAction::Create { attempt, .. } = plan.sandbox {
@@ -302,6 +399,9 @@ impl World {
         one.sandbox_id.clone_from(&sandbox.id);
         one.created = at(self.now);
         one.spec_hash = Some(container_hash(&spec));
+        if spec.startup_probe.is_some() {
+            self.probes.set(&one.id, ProbeKind::Startup, ProbeResult::Unknown);
+        }
         self.observed.containers.insert(0, one);
         if kind == ContainerKind::Sidecar && spec.startup_probe.is_none() {
             self.passed.insert((sandbox.id, order.name.clone()));
@@ -331,11 +431,13 @@ impl World {
         for order in &plan.kill {
             let one = self.observed.by_id(&order.id).unwrap();
             let (_, spec) = self.spec_of(&one.name);
-            let failed = self.probes.liveness(&one.id) == Some(ProbeResult::Failure);
+            let failed = self.probes.liveness(&one.id) == Some(ProbeResult::Failure)
+                || self.probes.startup(&one.id) == Some(ProbeResult::Failure);
             let changed = one.spec_hash != Some(container_hash(&spec));
             let lost = one.state == ContainerState::Unknown;
+            let with_all = order.reason == KillContainerReason::RestartAll && self.restarts_all();
             assert!(
-                failed || changed || lost,
+                failed || changed || lost || with_all,
                 "{} is healthy and ends: {order:?}",
                 one.name
             );
@@ -390,6 +492,7 @@ impl World {
             let plan = self.plan_at(at(self.now));
             self.check(&plan);
             self.carry_out(&plan, None);
+            self.tell(&plan.waiting);
             for which in 0..5 {
                 self.happen(&Event::StartupDone(which));
             }
@@ -444,7 +547,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_order_is_kept_and_plans_come_to_rest(pod in pods(), events in events()) {
@@ -453,6 +556,7 @@ proptest! {
             let plan = world.plan_at(at(world.now));
             world.check(&plan);
             world.carry_out(&plan, *reach);
+            world.tell(&plan.waiting);
             world.now += 1;
             world.happen(event);
         }
