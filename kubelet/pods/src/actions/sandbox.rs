@@ -85,29 +85,18 @@ impl Planner<'_> {
         self.after(container, ContainerKind::Regular, exit_code) == AfterExit::Stay
     }
 
-    /// Where a rule restarts all containers: ends and removes them. Those whose end set it off go last, so that a kubelet that
-    /// dies meanwhile goes on with it. Says whether that is under way.
+    /// Where a rule restarts all containers: ends and removes them. The newest of those whose end set it off go last, so that
+    /// a kubelet that dies meanwhile goes on with it. Says whether that is under way.
     pub(super) fn restart_all(&self, plan: &mut PodActions) -> bool {
         let pod = self.inputs.pod;
-        if !containers::all_could_restart(pod) {
+        if !restarts_all(pod, self.inputs.observed) {
             return false;
         }
-        let init = containers::init_containers(pod)
-            .iter()
-            .map(|one| (containers::init_kind(one), one));
-        let regular = containers::regular_containers(pod)
-            .iter()
-            .map(|one| (ContainerKind::Regular, one));
-        let present: Vec<_> = init
-            .chain(regular)
-            .filter_map(|(kind, one)| Some((self.sets_off_restart(kind, one), self.current(&one.name)?)))
+        let kinds = all_but_ephemeral(pod);
+        let present: Vec<_> = kinds
+            .filter_map(|(kind, one)| Some((kind, one, self.current(&one.name)?)))
             .collect();
-        if present.is_empty()
-            || !(self.restart_all_is_told() || present.iter().any(|(sets_off, _)| *sets_off))
-        {
-            return false;
-        }
-        for (_, one) in present.iter().filter(|(_, one)| !one.has_exited()) {
+        for (_, _, one) in present.iter().filter(|(_, _, one)| !one.has_exited()) {
             let message = format!(
                 "Container {} will be restarted with all containers of the pod",
                 one.name
@@ -118,37 +107,49 @@ impl Planner<'_> {
                 ..order
             });
         }
-        let (last, first): (Vec<_>, Vec<_>) = present.iter().partition(|(sets_off, _)| *sets_off);
-        let all_of = |one: &&ObservedContainer| {
-            self.inputs
-                .observed
-                .all_named(&one.name)
-                .map(|one| one.id.clone())
-                .collect::<Vec<_>>()
+        let last = |id: &String| {
+            present
+                .iter()
+                .any(|(kind, spec, one)| one.id == *id && sets_off_restart(pod, *kind, spec, one))
         };
-        for (_, one) in first.iter().chain(&last) {
-            plan.remove.extend(all_of(one));
-        }
+        let all = present
+            .iter()
+            .flat_map(|(_, _, one)| self.inputs.observed.all_named(&one.name));
+        let (at_last, at_first): (Vec<_>, Vec<_>) = all.map(|one| one.id.clone()).partition(last);
+        plan.remove.extend(at_first.into_iter().chain(at_last));
         true
     }
+}
 
-    fn sets_off_restart(&self, kind: ContainerKind, container: &Container) -> bool {
-        let exit_code = self.current(&container.name).and_then(|one| match one.state {
-            ContainerState::Exited { exit_code, .. } => Some(exit_code),
-            _ => None,
-        });
-        exit_code.is_some_and(|code| self.after(container, kind, code) == AfterExit::RestartAll)
-    }
+/// Whether the end of a container in the sandbox that counts has all of the pod's containers start again.
+pub(crate) fn restarts_all(pod: &Pod, observed: &ObservedPod) -> bool {
+    let Some(sandbox) = observed.sandbox() else {
+        return false;
+    };
+    all_but_ephemeral(pod).any(|(kind, container)| {
+        let newest = observed
+            .all_named(&container.name)
+            .find(|one| one.sandbox_id == sandbox.id);
+        newest.is_some_and(|newest| sets_off_restart(pod, kind, container, newest))
+    })
+}
 
-    /// Whether the last status says that all containers are being restarted.
-    fn restart_all_is_told(&self) -> bool {
-        let conditions = self
-            .inputs
-            .previous
-            .and_then(|status| status.conditions.as_deref())
-            .unwrap_or_default();
-        conditions
+fn all_but_ephemeral(pod: &Pod) -> impl Iterator<Item = (ContainerKind, &Container)> {
+    let init = containers::init_containers(pod)
+        .iter()
+        .map(|one| (containers::init_kind(one), one));
+    init.chain(
+        containers::regular_containers(pod)
             .iter()
-            .any(|one| one.type_ == "AllContainersRestarting" && one.status == "True")
+            .map(|one| (ContainerKind::Regular, one)),
+    )
+}
+
+fn sets_off_restart(pod: &Pod, kind: ContainerKind, container: &Container, one: &ObservedContainer) -> bool {
+    match one.state {
+        ContainerState::Exited { exit_code, .. } => {
+            containers::after_exit(pod, container, kind, exit_code) == AfterExit::RestartAll
+        }
+        _ => false,
     }
 }

@@ -7,10 +7,8 @@ use super::stop::{grace_period, termination_order};
 use super::*;
 use crate::backoff::Delays;
 use crate::fixtures::*;
-use crate::probe::ProbeKind;
-use controlplane_api::k8s_openapi::api::core::v1::{
-    ContainerResizePolicy, EphemeralContainer, PodCondition, Probe,
-};
+use crate::probe::{ProbeKind, ProbeResult};
+use controlplane_api::k8s_openapi::api::core::v1::{ContainerResizePolicy, EphemeralContainer, Probe};
 
 /// A plan with nothing special: no probes, no back-off, nothing said before.
 fn plan(pod: &Pod, observed: &ObservedPod) -> PodActions {
@@ -318,29 +316,32 @@ fn a_rule_restarts_all_containers_in_place() {
     // The one that set it off goes last.
     assert_eq!(reset.remove, ["i-0", "s-0", "a-0", "t-0"]);
     assert!(reset.start.is_empty());
-    // Half done: the condition carries it on even without the one that set it off.
-    now.containers.retain(|one| one.name == "a");
-    now.containers[0].state = exited(143);
-    let mut told = PodStatus {
-        conditions: Some(vec![PodCondition {
-            type_: "AllContainersRestarting".to_owned(),
-            status: "True".to_owned(),
-            ..Default::default()
-        }]),
-        ..Default::default()
-    };
-    let half = plan_with(
-        &it,
-        &now,
-        &ProbeResults::default(),
-        &RestartBackoff::default(),
-        Some(&told),
-        at(100),
-    );
+    // Half done: the one that set it off, older ends of it or not, carries it on.
+    now.containers.retain(|one| one.name == "t" || one.name == "a");
+    now.containers[1].state = exited(143);
+    now.containers.push(ObservedContainer {
+        id: "older".to_owned(),
+        ..seen("t", 0, exited(0))
+    });
+    let half = plan(&it, &now);
     assert_eq!(
-        (half.remove.as_slice(), half.start.len()),
-        (["a-0".to_owned()].as_slice(), 0)
+        (half.remove, half.start.len()),
+        (vec!["older".into(), "a-0".into(), "t-0".into()], 0)
     );
+    // In another sandbox all begins anew anyway.
+    now.containers.truncate(1);
+    now.sandboxes.insert(
+        0,
+        ObservedSandbox {
+            id: "new".to_owned(),
+            ..sandbox(1)
+        },
+    );
+    now.sandboxes[1].ready = false;
+    assert_eq!(started(&plan(&it, &now)), [("i", 0)]);
+    now.sandboxes.remove(0);
+    now.sandboxes[0].ready = true;
+    let mut told = PodStatus::default();
     // Done: begins anew, with counts that go on.
     now.containers.clear();
     told.init_container_statuses = Some(vec![

@@ -4,9 +4,8 @@
 use controlplane_api::k8s_openapi::api::core::v1::{Container, ContainerStatus, PodCondition, PodStatus};
 use controlplane_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::containers::restarting_all;
 use super::{Stage, StatusInputs};
-use crate::actions::sandbox_is_usable;
+use crate::actions::{restarts_all, sandbox_is_usable};
 use crate::containers as spec;
 
 /// The type of the condition that says whether a pod serves.
@@ -298,11 +297,7 @@ fn restarting(inputs: &StatusInputs<'_>, status: &PodStatus) -> Verdict {
         Some("Failed") => return Verdict::no("PodFailed", String::new()),
         _ => {}
     }
-    let all = spec::init_containers(inputs.pod)
-        .iter()
-        .chain(spec::regular_containers(inputs.pod));
-    let mut left = all.filter(|one| inputs.observed.container(&one.name).is_some());
-    if !restarting_all(inputs) || left.next().is_none() {
+    if !restarts_all(inputs.pod, inputs.observed) {
         return Verdict::default();
     }
     Verdict {

@@ -13,7 +13,8 @@ use controlplane_api::k8s_openapi::api::core::v1::{
 
 use super::phase::RESTARTING_ALL;
 use super::{Stage, StatusInputs, whole_seconds};
-use crate::containers::{self as spec, AfterExit, ContainerKind};
+use crate::actions::restarts_all;
+use crate::containers::{self as spec, ContainerKind};
 use crate::observed::{ContainerState, ObservedContainer};
 use crate::probe::{ProbeKind, ProbeResult, probe_of};
 
@@ -64,35 +65,16 @@ pub(super) fn fill(inputs: &StatusInputs<'_>, status: &mut PodStatus) {
     status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
 }
 
-/// Whether all containers are being ended to start again.
-pub(super) fn restarting_all(inputs: &StatusInputs<'_>) -> bool {
-    if !spec::all_could_restart(inputs.pod) {
-        return false;
-    }
+/// Whether all containers are being removed to start again, or have just been.
+fn restarting_all(inputs: &StatusInputs<'_>) -> bool {
     let conditions = inputs
         .previous
         .and_then(|status| status.conditions.as_deref())
         .unwrap_or_default();
-    if conditions
+    let told = conditions
         .iter()
-        .any(|one| one.type_ == "AllContainersRestarting" && one.status == "True")
-    {
-        return true;
-    }
-    let init = spec::init_containers(inputs.pod)
-        .iter()
-        .map(|one| (spec::init_kind(one), one));
-    let regular = spec::regular_containers(inputs.pod)
-        .iter()
-        .map(|one| (ContainerKind::Regular, one));
-    init.chain(regular).any(|(kind, one)| {
-        match inputs.observed.container(&one.name).map(|found| &found.state) {
-            Some(ContainerState::Exited { exit_code, .. }) => {
-                spec::after_exit(inputs.pod, one, kind, *exit_code) == AfterExit::RestartAll
-            }
-            _ => false,
-        }
-    })
+        .any(|one| one.type_ == "AllContainersRestarting" && one.status == "True");
+    restarts_all(inputs.pod, inputs.observed) || (told && inputs.observed.containers.is_empty())
 }
 
 /// No container of a pod that has ended is left without an end: what isn't known counts as failed. Init containers after the
