@@ -1,9 +1,10 @@
 //! All pods' volumes below one root.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,7 +84,7 @@ impl Volumes {
             path: root.to_owned(),
             source,
         };
-        std::fs::create_dir_all(root).map_err(fail)?;
+        make_root(root).map_err(fail)?;
         let path = root.canonicalize().map_err(fail)?;
         let dir = OwnedFd::from(File::open(&path).map_err(fail)?);
         make_dirs(dir.as_fd(), &[PODS], 0o750).map_err(fail)?;
@@ -117,7 +118,7 @@ impl Volumes {
     /// The kernel's.
     pub fn share_root(root: &Path) -> Result<bool, VolumeError> {
         let shared = || {
-            std::fs::create_dir_all(root)?;
+            make_root(root)?;
             share(&root.canonicalize()?)
         };
         shared().map_err(|source| VolumeError::Directory {
@@ -389,6 +390,10 @@ impl Volumes {
             busy.remove(uid);
         }
     }
+}
+
+fn make_root(root: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o750).create(root)
 }
 
 fn group_of(pod: &Pod) -> Option<GroupOwnership> {

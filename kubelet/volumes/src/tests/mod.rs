@@ -4,6 +4,7 @@
 mod contents;
 mod empty_dirs;
 mod host_paths;
+mod plugins;
 mod restarts;
 mod sub_paths;
 mod support;
