@@ -187,6 +187,7 @@ fn validate_host_network_ports(spec: &PodSpec, path: &Path, errors: &mut FieldEr
 }
 
 fn validate_host_users(spec: &PodSpec, path: &Path, errors: &mut FieldErrors) {
+    const WHY: &str = "when `pod.Spec.HostUsers` is false";
     if spec.host_users != Some(false) {
         return;
     }
@@ -197,7 +198,12 @@ fn validate_host_users(spec: &PodSpec, path: &Path, errors: &mut FieldErrors) {
         ("HostIPC", spec.host_ipc),
     ];
     for (name, _) in shared.iter().filter(|(_, shared)| *shared == Some(true)) {
-        errors.forbidden(&path.child(name), "when `pod.Spec.HostUsers` is false");
+        errors.forbidden(&path.child(name), WHY);
+    }
+    for (container, at) in every_container(spec, path) {
+        if !list(&container.volume_devices).is_empty() {
+            errors.forbidden(&at.child("volumeDevices"), WHY);
+        }
     }
 }
 
