@@ -75,7 +75,7 @@ enum Plan {
 }
 
 fn plan(profile: &str, listed: &str, has_parser: bool) -> Plan {
-    if profile == UNCONFINED || is_listed(profile, listed) {
+    if is_listed(profile, listed) {
         return Plan::Use;
     }
     match (profile == DEFAULT, has_parser) {
@@ -146,6 +146,9 @@ impl AppArmor {
     }
 
     fn plan(&self, profile: &str) -> Result<Plan, AppArmorError> {
+        if profile == UNCONFINED {
+            return Ok(Plan::Use);
+        }
         let listed = fs::read_to_string(&self.list).map_err(|source| AppArmorError::List {
             path: self.list.clone(),
             source,
