@@ -51,7 +51,15 @@ const BRIEFLY: &[(&str, &[&str])] = &[(
 )];
 
 /// Which suites run a second time, with systemd as the maker of their nodes' cgroups, and which tests of them.
-const WITH_SYSTEMD: &[(&str, &[&str])] = &[("tests-e2e:cri", &["restart", "crictl_pod", "rpcs"])];
+const WITH_SYSTEMD: &[(&str, &[&str])] = &[(
+    "tests-e2e:cri",
+    &[
+        "restart",
+        "crictl_pod",
+        "a_pods_limits_change",
+        "the_runtimes_configuration",
+    ],
+)];
 
 /// The variable by which nodes of tests are told.
 const DRIVER: &str = "ORLOP_TEST_CGROUP_DRIVER=systemd";
