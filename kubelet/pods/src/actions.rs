@@ -5,6 +5,10 @@
 //! remembered between two calls: the same inputs give the same plan, and once the plan's effects are observed the plan is
 //! empty.
 //!
+//! The worker makes the pod's status ([`crate::status`]) of the same observation before it carries a plan out, and only goes
+//! on with the plan if the phase isn't final: a pod that is `Succeeded` or `Failed` is ended instead, so that nothing of it
+//! runs twice ([`is_stranded`] pods and lost containers are only told from the status).
+//!
 //! The order in which a plan is carried out:
 //! 1. `kill_pod`: all containers end (in [`stop::termination_order`]), then the old sandbox is stopped. If that fails, stop.
 //! 2. `kill`: these containers end, each with its message as the `Killing` event's.
@@ -215,6 +219,13 @@ pub fn sandbox_is_usable(pod: &Pod, observed: &ObservedPod) -> bool {
     matches!(sandbox::verdict(pod, observed), sandbox::Verdict::Usable(_))
 }
 
+/// Whether the pod has lost its sandbox and gets no new one, so that whatever of it never started never will: with
+/// `restartPolicy: Never` init containers don't run twice. Not yet while a container still runs.
+pub fn is_stranded(pod: &Pod, observed: &ObservedPod) -> bool {
+    let runs = observed.containers.iter().any(ObservedContainer::is_running);
+    !runs && !sandbox_is_usable(pod, observed) && sandbox::is_done_without_sandbox(pod, observed)
+}
+
 /// The pod's containers as the plan sees them.
 struct Planner<'a> {
     inputs: &'a Inputs<'a>,
@@ -230,7 +241,7 @@ impl<'a> Planner<'a> {
         match sandbox::verdict(self.inputs.pod, self.inputs.observed) {
             sandbox::Verdict::Usable(id) => plan.sandbox = SandboxAction::Keep { id: id.to_owned() },
             sandbox::Verdict::New { attempt } => {
-                if self.is_done_without_sandbox() {
+                if sandbox::is_done_without_sandbox(self.inputs.pod, self.inputs.observed) {
                     return self.end_pod(KillReason::SandboxChanged);
                 }
                 let replaces = self.sandbox.map(|sandbox| sandbox.id.clone());

@@ -2,6 +2,7 @@
 
 use controlplane_api::k8s_openapi::api::core::v1::Container;
 
+use super::sandbox::is_done_in_older_sandbox;
 use super::{KILLED, KillContainer, KillContainerReason, Planner, PodActions, kill, kill_unknown};
 use crate::containers::{AfterExit, ContainerKind};
 use crate::hash::container_hash;
@@ -50,7 +51,7 @@ impl Planner<'_> {
 
     /// A container that the sandbox doesn't have; an older sandbox may have had it.
     fn plan_absent(&self, container: &Container, plan: &mut PodActions) -> Standing {
-        if self.is_done_in_older_sandbox(container) {
+        if is_done_in_older_sandbox(self.inputs.pod, self.inputs.observed, container) {
             return Standing::Done;
         }
         self.start_or_wait(container, ContainerKind::Regular, plan);

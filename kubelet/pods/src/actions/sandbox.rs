@@ -54,37 +54,6 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether a pod without a usable sandbox has nothing to start any more, so that it gets no new one.
-    pub(super) fn is_done_without_sandbox(&self) -> bool {
-        let pod = self.inputs.pod;
-        let observed = self.inputs.observed;
-        let regular = containers::regular_containers(pod);
-        let created = regular.iter().any(|one| observed.container(&one.name).is_some());
-        if !created {
-            // Its init containers may have run in part: with Never they don't run again.
-            return containers::restart_policy(pod) == RestartPolicy::Never
-                && !observed.containers.is_empty();
-        }
-        let lives_on = |one: &Container| match observed.container(&one.name) {
-            Some(_) => !self.is_done_in_older_sandbox(one),
-            None => containers::restart_policy(pod) != RestartPolicy::Never,
-        };
-        !regular.iter().any(lives_on)
-    }
-
-    /// Whether a regular container ran in an older sandbox and isn't started again after its end there.
-    pub(super) fn is_done_in_older_sandbox(&self, container: &Container) -> bool {
-        let Some(newest) = self.inputs.observed.container(&container.name) else {
-            return false;
-        };
-        let exit_code = match newest.state {
-            ContainerState::Exited { exit_code, .. } => exit_code,
-            ContainerState::Running { .. } | ContainerState::Unknown => KILLED,
-            ContainerState::Created => return false,
-        };
-        self.after(container, ContainerKind::Regular, exit_code) == AfterExit::Stay
-    }
-
     /// Where a rule restarts all containers: ends and removes them. The newest of those whose end set it off go last, so that
     /// a kubelet that dies meanwhile goes on with it. Says whether that is under way.
     pub(super) fn restart_all(&self, plan: &mut PodActions) -> bool {
@@ -152,4 +121,33 @@ fn sets_off_restart(pod: &Pod, kind: ContainerKind, container: &Container, one: 
         }
         _ => false,
     }
+}
+
+/// Whether a pod without a usable sandbox has nothing to start any more, so that it gets no new one.
+pub(super) fn is_done_without_sandbox(pod: &Pod, observed: &ObservedPod) -> bool {
+    let regular = containers::regular_containers(pod);
+    let never = containers::restart_policy(pod) == RestartPolicy::Never;
+    let created = regular.iter().any(|one| observed.container(&one.name).is_some());
+    if !created {
+        // Its init containers may have run in part: with Never they don't run again.
+        return never && !observed.containers.is_empty();
+    }
+    let lives_on = |one: &Container| match observed.container(&one.name) {
+        Some(_) => !is_done_in_older_sandbox(pod, observed, one),
+        None => !never,
+    };
+    !regular.iter().any(lives_on)
+}
+
+/// Whether a regular container ran in an older sandbox and isn't started again after its end there.
+pub(super) fn is_done_in_older_sandbox(pod: &Pod, observed: &ObservedPod, container: &Container) -> bool {
+    let Some(newest) = observed.container(&container.name) else {
+        return false;
+    };
+    let exit_code = match newest.state {
+        ContainerState::Exited { exit_code, .. } => exit_code,
+        ContainerState::Running { .. } | ContainerState::Unknown => KILLED,
+        ContainerState::Created => return false,
+    };
+    containers::after_exit(pod, container, ContainerKind::Regular, exit_code) == AfterExit::Stay
 }

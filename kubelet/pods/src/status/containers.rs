@@ -248,7 +248,7 @@ impl Writer<'_> {
             ..self.blank(container)
         };
         if let Some(before) = before {
-            carry_over(&mut status, before, newest, &id);
+            carry_over(&mut status, before, &id);
         }
         status
     }
@@ -434,21 +434,12 @@ fn completed_unseen() -> ApiState {
 
 /// What of the last status a container keeps: mounts, counts that never go down, and the last end where the runtime has
 /// removed the container that it was of.
-fn carry_over(status: &mut ContainerStatus, before: &ContainerStatus, newest: &ObservedContainer, id: &str) {
+fn carry_over(status: &mut ContainerStatus, before: &ContainerStatus, id: &str) {
     if before.volume_mounts.is_some() {
         status.volume_mounts = before.volume_mounts.clone();
     }
     let is_new = before.container_id.as_deref() != Some(id);
-    // A status without an ID already counts this one.
-    let counted_on = is_new
-        && before.container_id.is_some()
-        && end_of(before).is_some()
-        && before.restart_count >= status.restart_count;
-    let lost = newest.state == ContainerState::Unknown && is_running(before);
-    status.restart_count = status
-        .restart_count
-        .max(before.restart_count)
-        .saturating_add(i32::from(counted_on || lost));
+    status.restart_count = status.restart_count.max(before.restart_count);
     status.last_state = match end_of(before) {
         Some(_) if is_new => before.state.clone(),
         _ => before.last_state.clone().filter(|last| last.terminated.is_some()),

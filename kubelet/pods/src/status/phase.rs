@@ -3,6 +3,7 @@
 use controlplane_api::k8s_openapi::api::core::v1::{Container, ContainerStatus, PodStatus};
 
 use super::{Stage, StatusInputs};
+use crate::actions::is_stranded;
 use crate::containers::{self as spec, AfterExit, ContainerKind};
 use crate::observed::ContainerState;
 
@@ -40,6 +41,17 @@ struct Counts {
 
 /// The phase that containers' statuses amount to.
 pub(super) fn phase(inputs: &StatusInputs<'_>, status: &PodStatus) -> &'static str {
+    let phase = by_containers(inputs, status);
+    let stranded = inputs.stage == Stage::Syncing && is_stranded(inputs.pod, inputs.observed);
+    // Whatever still waits will never run: a pod that says Pending or Running for ever helps nobody.
+    if stranded && !is_final(Some(phase)) {
+        "Failed"
+    } else {
+        phase
+    }
+}
+
+fn by_containers(inputs: &StatusInputs<'_>, status: &PodStatus) -> &'static str {
     let pod = inputs.pod;
     let mut init_pending = false;
     let mut sidecars_pending = false;

@@ -241,6 +241,18 @@ fn a_failed_init_container_fails_the_pod_or_is_tried_again() {
 }
 
 #[test]
+fn a_pod_that_can_never_go_on_has_failed() {
+    let it = pod("Never", vec![container("i")], vec![container("a")]);
+    let mut case = Case::new(it, vec![seen("i", 0, exited(0))]);
+    assert_eq!(case.phase(), "Pending");
+    case.observed.sandboxes[0].ready = false;
+    assert_eq!(case.phase(), "Failed");
+    // Where nothing has run yet, it begins anew.
+    case.observed.containers.clear();
+    assert_eq!(case.phase(), "Pending");
+}
+
+#[test]
 fn crash_loops_show_their_last_end() {
     let it = pod("Always", Vec::new(), vec![container("a")]);
     let mut case = Case::new(it, vec![seen("a", 3, exited(1)), seen("a", 2, exited(2))]);
@@ -516,7 +528,7 @@ fn what_the_runtime_lost_is_told_by_what_was_said() {
             why(regular(&unknown, 0)).as_str(),
             regular(&unknown, 0).restart_count
         ),
-        ("ended 137 ContainerStatusUnknown", 1)
+        ("ended 137 ContainerStatusUnknown", 0)
     );
 }
 
