@@ -26,6 +26,9 @@ pub struct ServerConfig {
     pub client_ca: Option<PathBuf>,
     /// Static tokens: lines of `token,user,uid,"group1,group2"`.
     pub tokens: Option<PathBuf>,
+    /// A folder where `node-client.yaml` is left for `orlop` on this node, if anywhere: with the server's address, its
+    /// certificate, and a token that is made anew at every start and may do everything. Only the folder's owner reads it.
+    pub local_client: Option<PathBuf>,
     /// Whether requests without any credentials are somebody's (`authentication.anonymous.enabled`).
     pub anonymous: bool,
     /// Who may do what.
@@ -97,6 +100,7 @@ impl ServerConfig {
             names: Vec::new(),
             client_ca: None,
             tokens: None,
+            local_client: None,
             anonymous: false,
             authorizer,
             debugging: true,

@@ -8,6 +8,7 @@
 //! before in force.
 
 use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,6 +74,9 @@ pub enum CredentialsError {
     /// The token file can't be used.
     #[error("failed to load tokens")]
     Tokens(#[from] TokenFileError),
+    /// The system gives no random bytes.
+    #[error("failed to make a token: the system gives no random bytes")]
+    Random,
     /// No certificate could be made.
     #[error("failed to make a certificate for {names:?}")]
     Generate {
@@ -105,6 +109,8 @@ struct Sources {
     certificate: CertificateFiles,
     client_ca: Option<PathBuf>,
     tokens: Option<PathBuf>,
+    /// The token of `orlop` on this node.
+    local: Option<String>,
 }
 
 struct State {
@@ -127,6 +133,7 @@ impl Reloading {
             certificate,
             client_ca: config.client_ca.clone(),
             tokens: config.tokens.clone(),
+            local: config.local_client.as_ref().map(|_| random_token()).transpose()?,
         };
         let stamps = sources.stamps();
         let current = Arc::new(sources.load()?);
@@ -138,6 +145,38 @@ impl Reloading {
                 looked: Instant::now(),
             }),
         })
+    }
+
+    /// Leaves in `folder` what `orlop` needs to ask the server at `address`.
+    pub(super) fn leave_client(&self, folder: &Path, address: SocketAddr) -> Result<(), CredentialsError> {
+        let Some(token) = &self.sources.local else {
+            return Ok(());
+        };
+        let reachable = match address.ip() {
+            ip if !ip.is_unspecified() => address,
+            IpAddr::V4(_) => (Ipv4Addr::LOCALHOST, address.port()).into(),
+            IpAddr::V6(_) => (Ipv6Addr::LOCALHOST, address.port()).into(),
+        };
+        let certificate = &self.sources.certificate.certificate;
+        let certificate = std::path::absolute(certificate).unwrap_or_else(|_| certificate.clone());
+        // A JSON string is a YAML string.
+        let certificate = serde_json::Value::from(certificate.display().to_string());
+        let description =
+            format!("kubelet: https://{reachable}\nca: {certificate}\ntokenFile: node-client.token\n");
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CredentialsError::File {
+                what: "write",
+                path,
+                source,
+            }
+        };
+        std::fs::create_dir_all(folder).map_err(failed(folder))?;
+        for (name, text) in [("node-client.token", token), ("node-client.yaml", &description)] {
+            let path = folder.join(name);
+            write_whole(&path, text, 0o600).map_err(failed(&path))?;
+        }
+        Ok(())
     }
 
     /// What is in force now.
@@ -213,18 +252,31 @@ impl Sources {
         };
         let mut tls = builder.with_single_cert(chain, key).map_err(unusable)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let tokens = self
+        let mut tokens = self
             .tokens
             .as_deref()
             .map(Tokens::load)
             .transpose()?
             .unwrap_or_default();
+        if let Some(token) = &self.local {
+            tokens.add_master(token, "orlop");
+        }
         Ok(Credentials {
             tls: Arc::new(tls),
             clients,
             tokens,
         })
     }
+}
+
+/// 256 random bits.
+fn random_token() -> Result<String, CredentialsError> {
+    let mut bytes = [0; 32];
+    rustls::crypto::ring::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| CredentialsError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {

@@ -89,6 +89,10 @@ impl Server {
             let Some(address) = address else { continue };
             let failed = |source| ServerError::Listen { address, source };
             let socket = TcpListener::bind(address).await.map_err(failed)?;
+            if let (Door::Secure, Some(folder), Ok(bound)) = (door, &config.local_client, socket.local_addr())
+            {
+                reloading.leave_client(folder, bound)?;
+            }
             listeners.push(Listener {
                 socket,
                 door,
@@ -96,6 +100,9 @@ impl Server {
                 limits: config.limits,
             });
         }
+        metrics.node_name.set(&[&kubelet.node_name()], 1.0);
+        let now = Timestamp::now().as_millisecond() as f64 / 1e3;
+        metrics.process_start_time_seconds.set(&[], now);
         let service = Arc::new(Service {
             config,
             kubelet,

@@ -37,14 +37,33 @@ impl Respond for Service {
         let method = known_method(request.method());
         let labels = [method, bucket, door, if long { "true" } else { "false" }];
         self.metrics.http_requests_total.inc(&labels);
-        self.metrics.http_inflight_requests.add(&labels, 1.0);
+        let under_way = UnderWay::begin(&self.metrics, labels);
         let start = Instant::now();
         let answer = self.judge(request, peer, path.as_deref(), route).await;
-        self.metrics.http_inflight_requests.add(&labels, -1.0);
+        drop(under_way);
         self.metrics
             .http_requests_duration_seconds
             .observe_duration(&labels, start.elapsed());
         answer
+    }
+}
+
+/// Counts a request as long as it isn't answered, or given up by its client.
+struct UnderWay<'a> {
+    metrics: &'a KubeletMetrics,
+    labels: [&'static str; 4],
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(metrics: &'a KubeletMetrics, labels: [&'static str; 4]) -> Self {
+        metrics.http_inflight_requests.add(&labels, 1.0);
+        Self { metrics, labels }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.metrics.http_inflight_requests.add(&self.labels, -1.0);
     }
 }
 

@@ -294,6 +294,31 @@ async fn a_server_that_stops_lets_requests_end_and_cuts_what_goes_on() {
     assert!(rest.is_none_or(|frame| frame.is_err()));
 }
 
+#[tokio::test]
+async fn what_root_on_the_node_needs_is_left_for_its_client() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("etc/orlop");
+    let left = place.clone();
+    let bed = Bed::with(|config| config.local_client = Some(left)).await;
+    let token = std::fs::read_to_string(place.join("node-client.token")).unwrap();
+    assert_eq!(token.len(), 64);
+    let file = place.join("node-client.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let certificate = bed.own_certificate();
+    let expected = format!(
+        "kubelet: https://{}\nca: {certificate:?}\ntokenFile: node-client.token\n",
+        bed.address
+    );
+    assert_eq!(text, expected);
+    assert_eq!(
+        std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let answer = bed.send("GET", "/pods", &format!("Bearer {token}")).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+}
+
 #[test]
 fn token_files_are_upstreams_csv() {
     let tokens = Tokens::parse("# c\n\nt1,u1,1,\"a, b\"\nt2 , u2,2\n\"t,3\",\"u\"\"3\",3,g\n").unwrap();
