@@ -147,6 +147,33 @@ pub fn admit(pod: &Pod, node: &Node, others: &[&Pod]) -> Admission {
     }
 }
 
+/// Whether a running pod may have the resources that its spec asks for now, beside `others`, of which it is none. What it
+/// isn't given is [`crate::status::ResizeStatus::pending`]: reason and message.
+pub fn admit_resize(pod: &Pod, node: &Node, others: &[&Pod]) -> Result<(), (String, String)> {
+    let refused = |reason: &str, message: String| Err((reason.to_owned(), message));
+    if is_static(pod) {
+        return refused(
+            "Infeasible",
+            "In-place resize of static-pods is not supported".to_owned(),
+        );
+    }
+    let wanted = PodRequests::of(pod);
+    for name in ["memory", "cpu"] {
+        let capacity = crate::quantity::amount(Some(&node.allocatable), name).unwrap_or(0);
+        let requested = wanted.amount(name);
+        if requested > capacity {
+            let message = format!(
+                "Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"
+            );
+            return refused("Infeasible", message);
+        }
+    }
+    match shortages(pod, node, others).first() {
+        Some(shortage) => refused("Deferred", shortage.rejection().message),
+        None => Ok(()),
+    }
+}
+
 /// What the status of a pod says that was pushed out.
 pub fn preempted() -> StatusOverride {
     StatusOverride {

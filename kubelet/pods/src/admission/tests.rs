@@ -491,6 +491,36 @@ fn critical_pods_push_out_the_least_important_that_suffice() {
 }
 
 #[test]
+fn a_resize_is_given_put_off_or_refused() {
+    let other = asking("other", &[("cpu", "1"), ("memory", "512Mi")]);
+    let asks = |cpu: &str, memory: &str| asking("it", &[("cpu", cpu), ("memory", memory)]);
+    let resize = |it: &Pod| admit_resize(it, &node(), &[&other]);
+    assert_eq!(resize(&asks("1", "512Mi")), Ok(()));
+    assert_eq!(
+        resize(&asks("1100m", "1Mi")),
+        rejected(
+            "Deferred",
+            "Node didn't have enough resource: cpu, requested: 1100, used: 1000, capacity: 2000"
+        )
+    );
+    assert_eq!(
+        resize(&asks("3", "1Mi")),
+        rejected(
+            "Infeasible",
+            "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000"
+        )
+    );
+    assert_eq!(
+        resize(&asks("3", "2Gi")).unwrap_err().1,
+        "Node didn't have enough capacity: memory, requested: 2147483648, capacity: 1073741824"
+    );
+    assert_eq!(
+        resize(&made_static(asks("1", "1Mi"))),
+        rejected("Infeasible", "In-place resize of static-pods is not supported")
+    );
+}
+
+#[test]
 fn the_fewest_and_nearest_go() {
     let critical = made_static(asking("c", &[("cpu", "1")]));
     let sized = |uid: &str, cpu: &str| asking(uid, &[("cpu", cpu)]);
