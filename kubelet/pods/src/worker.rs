@@ -171,7 +171,7 @@ impl PodLife {
         }
     }
 
-    /// A pod found in the runtime that no source names: it ends, at most `grace` seconds are given.
+    /// A pod found in the runtime that no source names: it ends, with one second of grace.
     pub fn orphan(uid: String, name: String, namespace: String, now: Timestamp) -> Self {
         let subject = Subject::RuntimeOnly { uid, name, namespace };
         let ending = Ending::new(subject, Cause::Orphaned, None, None, now);
