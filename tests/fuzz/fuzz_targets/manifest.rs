@@ -7,14 +7,22 @@ use controlplane_api::strict::{Limits, parse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    let limits = Limits { bytes: 64 << 10, nodes: 10_000, ..Limits::default() };
+    let limits = Limits {
+        bytes: 64 << 10,
+        nodes: 10_000,
+        ..Limits::default()
+    };
     for document in parse(text, limits).unwrap_or_default() {
         let strict = document.decode::<Pod>();
         let Ok((mut pod, warnings)) = document.decode_leniently::<Pod>() else {
             assert!(strict.is_err(), "strict is not looser than lenient");
             continue;
         };
-        assert_eq!(strict.is_ok(), warnings.is_empty(), "strict refuses just what lenient warns of");
+        assert_eq!(
+            strict.is_ok(),
+            warnings.is_empty(),
+            "strict refuses just what lenient warns of"
+        );
         defaults::default_pod(&mut pod);
         let once = pod.clone();
         defaults::default_pod(&mut pod);
