@@ -16,6 +16,8 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::field::Path;
+
 mod decode;
 mod scalar;
 mod tree;
@@ -183,21 +185,36 @@ impl Document {
     /// Where a field stands, its path given as names and indices in decimal (`["spec", "containers", "0", "image"]`):
     /// its key in a mapping, or the entry of a sequence.
     pub fn position(&self, path: &[&str]) -> Option<Position> {
+        let (at, depth) = self.deepest(path);
+        (depth == path.len()).then_some(at)
+    }
+
+    /// Where a field that validation complains of stands, or what there is of the way to it.
+    pub fn place_of(&self, path: &Path) -> Position {
+        let steps: Vec<_> = steps(path.as_str()).collect();
+        self.deepest(&steps).0
+    }
+
+    /// The place that can be reached on a path, and how many steps lead to it.
+    fn deepest(&self, path: &[&str]) -> (Position, usize) {
         let mut node = &self.root;
         let mut at = node.at;
-        for step in path {
-            (at, node) = match &node.data {
-                Data::Map(entries) => entries
-                    .iter()
-                    .find(|entry| entry.key == *step)
-                    .map(|entry| (entry.key_at, &entry.value))?,
-                Data::List(items) => items
-                    .get(step.parse::<usize>().ok()?)
-                    .map(|item| (item.at, item))?,
-                _ => return None,
+        for (depth, step) in path.iter().enumerate() {
+            let next = match &node.data {
+                Data::Map(entries) => {
+                    let entry = entries.iter().find(|entry| entry.key == *step);
+                    entry.map(|entry| (entry.key_at, &entry.value))
+                }
+                Data::List(items) => {
+                    let item = step.parse::<usize>().ok().and_then(|index| items.get(index));
+                    item.map(|item| (item.at, item))
+                }
+                _ => None,
             };
+            let Some(next) = next else { return (at, depth) };
+            (at, node) = next;
         }
-        Some(at)
+        (at, path.len())
     }
 
     /// The document as a `T`.
@@ -229,6 +246,20 @@ impl Document {
             _ => Err(findings),
         }
     }
+}
+
+/// The steps of a path as validation writes it: `spec.containers[0].resources.limits[example.com/gpu]`.
+fn steps(path: &str) -> impl Iterator<Item = &str> {
+    let mut rest = path;
+    std::iter::from_fn(move || {
+        rest = rest.strip_prefix('.').unwrap_or(rest);
+        let (step, after) = match rest.strip_prefix('[') {
+            Some(inner) => inner.split_once(']').unwrap_or((inner, "")),
+            None => rest.split_at(rest.find(['.', '[']).unwrap_or(rest.len())),
+        };
+        rest = after;
+        (!step.is_empty()).then_some(step)
+    })
 }
 
 #[cfg(test)]

@@ -395,3 +395,19 @@ fn bad_manifests_get_just_the_expected_complaints() {
         assert_eq!(found, expected, "{name}");
     }
 }
+
+#[test]
+fn what_validation_complains_of_is_found_again() {
+    let text = "metadata: {name: web}\nspec:\n  containers:\n  - name: a\n    resources:\n      limits:\n        a.b/c: 1\n";
+    let document = one(text);
+    let at = |path: &str| {
+        let Position { line, column } = document.place_of(&Path::new(path));
+        (line, column)
+    };
+    assert_eq!(at("spec.containers[0].resources.limits[a.b/c]"), (7, 9));
+    assert_eq!(at("spec.containers[0].image"), (4, 5));
+    assert_eq!(at("spec.containers[1].image"), (3, 3));
+    assert_eq!(at("metadata.namespace"), (1, 1));
+    assert_eq!(at("status"), (1, 1));
+    assert_eq!(at(""), (1, 1));
+}
