@@ -1,8 +1,11 @@
 //! AppArmor: the default profile, one that somebody loaded, one that nobody did.
 
+use std::process::Command;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use tests_harness::{ContainerSpec, Crictl, Node, PodSpec};
+use tests_harness::{ContainerSpec, Crictl, Node, PodSpec, tools};
 
 use crate::Test;
 use crate::bed::in_node;
@@ -15,6 +18,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "a_named_profile_confines_and_a_missing_one_is_refused",
         a_named_profile_confines_and_a_missing_one_is_refused,
+    ),
+    (
+        "critest_s_specs_of_apparmor_pass",
+        critest_s_specs_of_apparmor_pass,
     ),
 ];
 
@@ -193,6 +200,26 @@ fn a_named_profile_confines_and_a_missing_one_is_refused() {
         crictl.remove_pod(&sandbox)?;
         node.run(PARSER, &["-R", "/tmp/orlop-test-profile"])?.ok()?;
         node.run("rm", &["/tmp/orlop-test-profile"])?.ok()?;
+        Ok(())
+    });
+}
+
+/// The suite loads its profiles by sudo, which a guest has no use for.
+fn critest_s_specs_of_apparmor_pass() {
+    in_node(Node::builder(), |node| {
+        node.write("/run/bin/sudo", "#!/bin/sh\nexec \"$@\"\n")?;
+        node.run("chmod", &["+x", "/run/bin/sudo"])?.ok()?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut critest = Command::new(tools::cri_tools()?.join("critest"));
+        critest
+            .args(["-runtime-endpoint", "unix:///run/orlop/cri.sock"])
+            .args(["-image-endpoint", "unix:///run/orlop/cri.sock"])
+            .args(["-ginkgo.no-color", "-ginkgo.seed=1", "-ginkgo.focus=AppArmor"])
+            .env("PATH", format!("/run/bin:{path}"))
+            .current_dir("/");
+        let ended = node.run_within(Duration::from_secs(60), &mut critest)?.ok()?;
+        ensure!(ended.stdout.contains("9 Passed | 0 Failed"), "{ended}");
+        node.crictl()?.ok(&["rmp", "-fa"])?;
         Ok(())
     });
 }
