@@ -5,11 +5,13 @@
 
 pub mod config;
 pub mod events;
+pub mod hooks;
 pub mod images;
 pub mod last_words;
 pub mod metrics;
 pub mod node;
 pub mod pleg;
+pub mod probing;
 pub mod runtime;
 pub mod server;
 pub mod sources;
