@@ -4,6 +4,8 @@
 //! [`HookError`], which events don't repeat, since it may hold secrets. A `preStop` hook that fails is told and forgotten;
 //! it has the pod's grace period.
 
+mod node;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -16,6 +18,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::probing::http::{self, Asker};
 use crate::probing::{Exec, ExecError, connect, http_target, resolve_port};
+
+pub use node::NodeHooks;
 
 /// The reason that a container waits for when its `postStart` hook failed.
 pub const POST_START_HOOK_ERROR: &str = "PostStartHookError";

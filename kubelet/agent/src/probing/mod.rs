@@ -10,6 +10,7 @@ mod dial;
 mod exec;
 mod grpc;
 pub mod http;
+mod node;
 mod outcome;
 mod prober;
 mod tls;
@@ -18,6 +19,7 @@ pub(crate) use act::http_target;
 pub use act::{Action, compile, resolve_port};
 pub use dial::{DialError, connect};
 pub use exec::{Exec, ExecError, ExecOutput};
+pub use node::{NodeProbes, Wake};
 pub use outcome::Outcome;
 pub use prober::{Jitter, Limits, PodProbes, ProbeSink, Probed, ProbedContainer, Prober, Seen};
 

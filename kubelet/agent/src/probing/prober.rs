@@ -354,7 +354,8 @@ fn unsigned(duration: SignedDuration) -> Duration {
     Duration::try_from(duration).unwrap_or(Duration::ZERO)
 }
 
-fn id_of(seen: &Seen) -> Option<&str> {
+/// The container that was seen.
+pub(crate) fn id_of(seen: &Seen) -> Option<&str> {
     match seen {
         Seen::Running { id, .. } | Seen::Ended { id, .. } => Some(id),
         Seen::Absent => None,

@@ -1,6 +1,7 @@
 //! Handlers against servers of their own, and the prober under a paused clock.
 
 mod handlers;
+mod node;
 mod prober;
 pub(crate) mod servers;
 
