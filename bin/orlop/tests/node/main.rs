@@ -1,5 +1,7 @@
 //! The executable against a kubelet's real server, with one pod and a real streaming server behind.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod bed;
 
 use bed::{Bed, run, run_with_input};
