@@ -3,6 +3,7 @@
 //! [`sources`] say which pods should be, [`pleg`] which changed at the runtime; the [`sync`] loop tells each pod's worker,
 //! which looks ([`runtime`]), has `kubelet-pods` decide and acts. [`images`] are pulled for all pods together.
 
+pub mod agent;
 pub mod config;
 pub mod events;
 pub mod hooks;

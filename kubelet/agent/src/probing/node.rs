@@ -19,6 +19,7 @@ use super::{
     Exec, ExecError, ExecOutput, Jitter, Limits, PodProbes, ProbeSink, Probed, ProbedContainer, Prober, Seen,
 };
 use crate::events::{EventType, Events, Regarding};
+use crate::metrics::KubeletMetrics;
 use crate::runtime::Cri;
 use crate::sync::context::{Now, Probes};
 
@@ -63,6 +64,7 @@ struct Pods {
     events: Arc<Events>,
     wake: Wake,
     now: Now,
+    metrics: KubeletMetrics,
 }
 
 impl NodeProbes {
@@ -74,12 +76,14 @@ impl NodeProbes {
         host_ip: Option<IpAddr>,
         jitter: Jitter,
         now: Now,
+        metrics: KubeletMetrics,
     ) -> (Arc<NodeProbes>, Arc<Prober>) {
         let pods = Arc::new(Pods {
             known: Mutex::default(),
             events,
             wake,
             now: now.clone(),
+            metrics,
         });
         let prober = Prober::new(exec, pods.clone(), Limits::default(), jitter, now());
         (
@@ -157,17 +161,42 @@ impl Pods {
     }
 }
 
+impl Pods {
+    fn count(&self, pod: &Pod, probed: &Probed<'_>) {
+        let kind = match probed.kind {
+            ProbeKind::Liveness => "Liveness",
+            ProbeKind::Readiness => "Readiness",
+            ProbeKind::Startup => "Startup",
+        };
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let labels = [
+            kind,
+            probed.outcome.label(),
+            probed.container,
+            name,
+            namespace,
+            probed.pod_uid,
+        ];
+        self.metrics.prober_probe_total.inc(&labels);
+        self.metrics
+            .prober_probe_duration_seconds
+            .observe_duration(&[kind, probed.container, name, namespace], probed.took);
+    }
+}
+
 impl ProbeSink for Pods {
     fn changed(&self, pod_uid: &str, _: &Change) {
         (self.wake)(pod_uid);
     }
 
     fn probed(&self, probed: &Probed<'_>) {
+        let pod = self.lock().get(probed.pod_uid).map(|(pod, _)| pod.clone());
+        let Some(pod) = pod else { return };
+        self.count(&pod, probed);
         let Some((reason, message)) = probed.outcome.event(probed.kind) else {
             return;
         };
-        let pod = self.lock().get(probed.pod_uid).map(|(pod, _)| pod.clone());
-        let Some(pod) = pod else { return };
         let init = init_containers(&pod)
             .iter()
             .any(|one| one.name == probed.container);

@@ -229,6 +229,12 @@ impl Cri {
         /// Writes a container's state to a file.
         runtime, checkpoint_container, "checkpoint_container", v1::CheckpointContainerRequest, v1::CheckpointContainerResponse);
     rpc!(
+        /// What the runtime's own metrics are.
+        runtime, list_metric_descriptors, "list_metric_descriptors", v1::ListMetricDescriptorsRequest, v1::ListMetricDescriptorsResponse);
+    rpc!(
+        /// The runtime's own metrics of pods.
+        runtime, list_pod_sandbox_metrics, "list_podsandbox_metrics", v1::ListPodSandboxMetricsRequest, v1::ListPodSandboxMetricsResponse);
+    rpc!(
         /// The images that are there.
         images, list_images, "list_images", v1::ListImagesRequest, v1::ListImagesResponse);
     rpc!(

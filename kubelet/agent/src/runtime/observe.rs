@@ -223,7 +223,7 @@ pub fn observed_container(
             .map(|user| (user.uid, user.gid, user.supplemental_groups.clone())),
         stop_signal: match status.stop_signal() {
             v1::Signal::RuntimeDefault => None,
-            signal => Some(signal.as_str_name().to_owned()),
+            signal => Some(signal.as_str_name().trim_start_matches("SIGNAL_").to_owned()),
         },
         annotations: status.annotations.into_iter().collect(),
     }

@@ -1,5 +1,7 @@
 //! One manifest file: text in, pods and objects out, or what is wrong with it.
 //!
+//! Such pods may refer to ConfigMaps and Secrets, unlike upstream's: without an API server the same sources name those.
+//!
 //! A static pod's name gets the node's name as a suffix and its UID is the hash of what it says and where it says it, as
 //! upstream: a changed manifest is another pod, which takes the first one's place.
 
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use controlplane_api::k8s_openapi::List;
 use controlplane_api::k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Toleration};
 use controlplane_api::k8s_openapi::api::node::v1::RuntimeClass;
-use controlplane_api::pod::defaults;
+use controlplane_api::pod::{defaults, validation};
 use controlplane_api::strict::{self, Document, Limits, StrictError};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -84,11 +86,18 @@ fn one(
     match (document.api_version(), document.kind()) {
         (Some("v1"), Some("Pod")) => {
             let pod = decode::<Pod>(document, place)?;
-            named.push(Named::Pod(Arc::new(finish(pod, place, source, node, now)?)));
+            named.push(Named::Pod(Arc::new(finish(
+                pod,
+                Some(document),
+                place,
+                source,
+                node,
+                now,
+            )?)));
         }
         (Some("v1"), Some("PodList")) => {
             for pod in decode::<List<Pod>>(document, place)?.items {
-                named.push(Named::Pod(Arc::new(finish(pod, place, source, node, now)?)));
+                named.push(Named::Pod(Arc::new(finish(pod, None, place, source, node, now)?)));
             }
         }
         (Some("v1"), Some("ConfigMap")) => named.push(Named::ConfigMap(decode(document, place)?)),
@@ -123,9 +132,11 @@ fn finding(place: &str, error: &StrictError) -> Finding {
     }
 }
 
-/// Makes a static pod of what a manifest says: name, namespace, UID, node, annotations, defaults; and checks it.
+/// Makes a static pod of what a manifest says: name, namespace, UID, node, annotations, defaults; and checks it. `whole`
+/// is the document, where the pod is all of it.
 fn finish(
     mut pod: Pod,
+    whole: Option<&Document>,
     place: &str,
     source: SourceKind,
     node: &str,
@@ -170,7 +181,25 @@ fn finish(
     }
     pod.status = None;
     defaults::default_pod(&mut pod);
-    Ok(pod)
+    let errors = validation::validate_pod(&pod, validation::Options::default());
+    let findings: Vec<_> = errors
+        .iter()
+        .map(|error| {
+            let at = whole.map(|document| document.place_of(&error.path));
+            Finding {
+                place: at.map_or_else(
+                    || place.to_owned(),
+                    |at| format!("{place}:{}:{}", at.line, at.column),
+                ),
+                message: format!("invalid pod: {error}"),
+            }
+        })
+        .collect();
+    if findings.is_empty() {
+        Ok(pod)
+    } else {
+        Err(findings)
+    }
 }
 
 /// 32 hexadecimal digits that are the same for the same pod of the same place.
@@ -289,7 +318,12 @@ mod tests {
     }
 
     #[test]
-    fn other_kinds_are_refused() {
+    fn impossible_values_and_other_kinds_are_refused() {
+        let manifest = read_it(&WEB.replace("name: web\n    image", "name: Web_\n    image"));
+        assert!(
+            manifest.findings[0].message.contains("spec.containers[0].name"),
+            "{manifest:?}"
+        );
         let manifest = read_it("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n");
         assert!(
             manifest.findings[0].message.contains("apps/v1, Kind=Deployment"),

@@ -35,13 +35,6 @@ pub(crate) struct Taken {
     pub(crate) turn: bool,
 }
 
-impl Taken {
-    /// Whether there was nothing.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.updates.is_empty() && !self.look && !self.turn
-    }
-}
-
 impl Inbox {
     /// Tells the worker what happens to its pod.
     pub(crate) fn push(&self, update: Update) {

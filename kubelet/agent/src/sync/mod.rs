@@ -11,7 +11,7 @@ mod inbox;
 pub mod registry;
 mod start;
 mod stop;
-mod sync_loop;
+pub mod sync_loop;
 mod worker;
 
 pub use context::{Context, Settings};

@@ -307,7 +307,11 @@ impl SyncLoop {
         let volumes = ctx.volumes.present().unwrap_or_default();
         for uid in volumes.iter().filter(|uid| !known(uid)) {
             if let Err(error) = ctx.volumes.tear_down(uid) {
-                warn!(pod_uid = uid, %error, "failed to remove the volumes of a pod that is gone");
+                warn!(
+                    pod_uid = uid,
+                    error = error.told(),
+                    "failed to remove the volumes of a pod that is gone"
+                );
             }
         }
         for uid in ctx

@@ -439,7 +439,7 @@ impl Hands {
             .blocking(move || volumes.set_up(&of))
             .await
             .ok_or(("FailedMount", "the kubelet stops".to_owned()))?;
-        let ready = ready.map_err(|error| ("FailedMount", error.to_string()))?;
+        let ready = ready.map_err(|error| ("FailedMount", error.told()))?;
         for failed in &ready.failed {
             ctx.event(
                 pod,
@@ -452,7 +452,11 @@ impl Hands {
         self.fresh = Some(ctx.now());
         match ready.summary() {
             None => Ok(()),
-            Some(summary) => Err(("FailedMount", summary)),
+            // Each volume that failed has its own event; only one of no known kind has nothing but this.
+            Some(summary) if ready.failed.iter().any(|failed| failed.unknown) => {
+                Err(("FailedMount", summary))
+            }
+            Some(summary) => Err(("", summary)),
         }
     }
 
@@ -636,11 +640,11 @@ impl Hands {
     /// Ends all of a pod's containers.
     async fn terminate(&mut self, ending: &Ending, (uid, namespace, name): (&str, &str, &str)) -> Work {
         let ctx = self.ctx.clone();
-        ctx.probes.terminating(uid);
         let observed = match self.view.look(&ctx.cri, (uid, namespace, name), &ctx.words).await {
             Ok(observed) => observed,
             Err(error) => return Work::Failed(format!("failed to look at the ending pod: {error}")),
         };
+        ctx.probes.terminating(uid);
         self.tell_ending(ending, &observed, Stage::Terminating);
         // What of the grace has passed since the pod began to end is gone, also after a restart of this worker.
         let passed = ctx
@@ -693,7 +697,7 @@ impl Hands {
         self.prepared = None;
         let (volumes, cgroups, owned) = (ctx.volumes.clone(), ctx.cgroups.clone(), uid.to_owned());
         let freed = ctx.blocking(move || {
-            volumes.tear_down(&owned).map_err(|error| error.to_string())?;
+            volumes.tear_down(&owned).map_err(|error| error.told())?;
             cgroups.remove(&owned)
         });
         match freed.await {

@@ -145,7 +145,15 @@ async fn failures_become_events_and_changes_looks() {
     });
     let exec = Arc::new(Scripted::new(|_, _| exit(1, "ill")));
     let none = Box::new(|_: SignedDuration| SignedDuration::ZERO);
-    let (probes, prober) = NodeProbes::new(exec.clone(), events.clone(), wake, None, none, Arc::new(wall));
+    let (probes, prober) = NodeProbes::new(
+        exec.clone(),
+        events.clone(),
+        wake,
+        None,
+        none,
+        Arc::new(wall),
+        crate::metrics::KubeletMetrics::new(),
+    );
     let task = tokio::spawn(prober.run());
     probes.update(&pod(), &observed(ContainerState::Running { started: wall() }));
     tokio::time::sleep(Duration::from_millis(3500)).await;

@@ -1,0 +1,334 @@
+//! What goes round by the clock: whether the runtime is ready, what pods that are gone left behind, dead containers.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use cri_api::v1;
+use oci_runtime_cgroups::CgroupDriver;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::adapters::{NodeAdmission, class};
+use super::facts::{self, Place};
+use crate::config::KubeletConfiguration;
+use crate::metrics::KubeletMetrics;
+use crate::node::capacity::Capacity;
+use crate::node::cgroups::{Cgroups, Kernel};
+use crate::sync::{Context, Input, SyncLoop};
+
+/// How often the runtime is asked for its state while it isn't ready, and while it is.
+const IMPATIENT: Duration = Duration::from_millis(500);
+const PATIENT: Duration = Duration::from_secs(5);
+/// How often what nobody has is looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// What the housekeeping works with.
+pub(super) struct House {
+    pub(super) ctx: Arc<Context>,
+    pub(super) config: KubeletConfiguration,
+    pub(super) place: Place,
+    pub(super) capacity: Capacity,
+    pub(super) driver: CgroupDriver,
+    pub(super) cgroups: Arc<Cgroups<Kernel>>,
+    pub(super) admission: Arc<NodeAdmission>,
+    pub(super) metrics: KubeletMetrics,
+    pub(super) inputs: mpsc::Sender<Input>,
+}
+
+/// Goes round until nobody listens.
+pub(super) async fn run(house: House) {
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut shares = None;
+    loop {
+        let ready = house.runtime().await;
+        house.weigh(&mut shares);
+        house.count();
+        let pause = if ready { PATIENT } else { IMPATIENT };
+        tokio::select! {
+            () = house.inputs.closed() => return,
+            () = tokio::time::sleep(pause) => {}
+            _ = sweep.tick() => house.sweep().await,
+        }
+    }
+}
+
+/// Whether the runtime's network is up, by what the runtime says; a runtime that doesn't answer has none.
+pub(super) fn network_of(status: Option<&v1::StatusResponse>) -> Result<(), String> {
+    let Some(conditions) = status
+        .and_then(|status| status.status.as_ref())
+        .map(|status| &status.conditions)
+    else {
+        return Err("container runtime status check may not have completed yet".to_owned());
+    };
+    match conditions
+        .iter()
+        .find(|condition| condition.r#type == "NetworkReady")
+    {
+        Some(network) if network.status => Ok(()),
+        Some(network) => Err(format!(
+            "container runtime network not ready: NetworkReady=false reason:{} message:{}",
+            network.reason, network.message
+        )),
+        None => Err("container runtime network not ready: it tells no NetworkReady".to_owned()),
+    }
+}
+
+impl House {
+    /// Asks the runtime for its state. Pods that waited for its network look again when it is up.
+    async fn runtime(&self) -> bool {
+        let status = self.ctx.cri.status(v1::StatusRequest { verbose: false }).await;
+        let status = status
+            .inspect_err(|error| warn!(%error, "the CRI daemon tells no status"))
+            .ok();
+        let network = network_of(status.as_ref());
+        let ready = network.is_ok();
+        let changed = {
+            let mut known = self.ctx.network.write().unwrap_or_else(PoisonError::into_inner);
+            let changed = known.is_ok() != ready;
+            *known = network;
+            changed
+        };
+        if status.is_some() {
+            let facts = facts::node_facts(
+                &self.config,
+                &self.place,
+                &self.capacity,
+                self.driver,
+                status.as_ref(),
+            );
+            let mut node = self
+                .admission
+                .node
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            node.strict_groups = facts.runtime.supplemental_groups_policy;
+            drop(node);
+            let mut known = self.ctx.facts.write().unwrap_or_else(PoisonError::into_inner);
+            if **known != facts {
+                *known = Arc::new(facts);
+            }
+        }
+        if changed {
+            // Those that miss it look by themselves a little later.
+            let _ = self.inputs.try_send(Input::LookAll);
+        }
+        ready
+    }
+
+    /// Gives the burstable pods together the weight of what they request.
+    fn weigh(&self, last: &mut Option<i64>) {
+        let active = self.ctx.registry.active();
+        let burstable = active
+            .iter()
+            .filter(|pod| class(pod) == crate::node::cgroups::QosClass::Burstable);
+        let milli: i64 = burstable
+            .map(|pod| {
+                let requests = crate::node::resources::PodResources::of(pod).requests;
+                requests
+                    .get("cpu")
+                    .map_or(0, controlplane_api::Quantity::milli_value)
+            })
+            .sum();
+        if *last == Some(milli) {
+            return;
+        }
+        match self.cgroups.weigh(milli) {
+            Ok(()) => *last = Some(milli),
+            Err(error) => warn!(%error, "failed to weigh the burstable pods"),
+        }
+    }
+
+    fn count(&self) {
+        let pods = self.ctx.registry.pods();
+        let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        let running = pods
+            .iter()
+            .filter(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"));
+        self.metrics.running_pods.set(&[], number(running.count()));
+        let known: std::collections::BTreeSet<_> =
+            pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        self.metrics.retain_pods(|uid| known.contains(uid));
+    }
+
+    /// Removes what no pod has, and dead containers beyond the last one of each name.
+    async fn sweep(&self) {
+        let ctx = self.ctx.clone();
+        let swept = self.ctx.blocking(move || {
+            let known = |uid: &str| ctx.registry.knows(uid);
+            SyncLoop::sweep(&ctx, &known);
+        });
+        swept.await;
+        if let Err(error) = self.remove_dead().await {
+            warn!(%error, "failed to remove dead containers");
+        }
+    }
+
+    /// Keeps the newest dead container of each name of a pod, and the newest sandbox and those that hold containers.
+    async fn remove_dead(&self) -> Result<(), crate::runtime::CallError> {
+        let cri = &self.ctx.cri;
+        let (sandboxes, containers) = tokio::try_join!(
+            cri.list_pod_sandbox(v1::ListPodSandboxRequest::default()),
+            cri.list_containers(v1::ListContainersRequest::default()),
+        )?;
+        let plan = dead(
+            &sandboxes.items,
+            &containers.containers,
+            self.ctx.now().as_nanosecond(),
+        );
+        for id in plan.containers {
+            cri.remove_container(v1::RemoveContainerRequest { container_id: id })
+                .await?;
+        }
+        for id in plan.sandboxes {
+            cri.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id })
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// What can be removed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Dead {
+    containers: Vec<String>,
+    sandboxes: Vec<String>,
+}
+
+/// Younger ones may still be looked at.
+const MINIMUM_AGE_NANOS: i128 = 60_000_000_000;
+
+/// Dead containers of which a newer one of the same pod and name is there, and sandboxes that aren't ready, aren't the
+/// newest of their pod and hold nothing. Only what carries the kubelet's labels.
+fn dead(sandboxes: &[v1::PodSandbox], containers: &[v1::Container], now: i128) -> Dead {
+    use crate::runtime::observe::labels::{CONTAINER_NAME, POD_UID};
+    let old = |created: i64| now - i128::from(created) > MINIMUM_AGE_NANOS;
+    let key = |container: &v1::Container| {
+        Some((
+            container.labels.get(POD_UID)?.clone(),
+            container.labels.get(CONTAINER_NAME)?.clone(),
+        ))
+    };
+    let mut newest = std::collections::BTreeMap::new();
+    for container in containers {
+        if let Some(key) = key(container) {
+            let known = newest.entry(key).or_insert((0, 0));
+            // The two newest of a name stay: the current one, and what its `lastState` tells of.
+            if container.created_at > known.0 {
+                *known = (container.created_at, known.0);
+            } else if container.created_at > known.1 {
+                known.1 = container.created_at;
+            }
+        }
+    }
+    let mut plan = Dead::default();
+    for container in containers {
+        let superseded = key(container).is_some_and(|key| {
+            newest
+                .get(&key)
+                .is_some_and(|(_, second)| container.created_at < *second)
+        });
+        let exited = container.state() == v1::ContainerState::ContainerExited;
+        if superseded && exited && old(container.created_at) {
+            plan.containers.push(container.id.clone());
+        }
+    }
+    for sandbox in sandboxes {
+        let Some(uid) = sandbox.labels.get(POD_UID) else {
+            continue;
+        };
+        let newer = sandboxes
+            .iter()
+            .any(|other| other.labels.get(POD_UID) == Some(uid) && other.created_at > sandbox.created_at);
+        let holds = containers.iter().any(|container| {
+            container.pod_sandbox_id == sandbox.id && !plan.containers.contains(&container.id)
+        });
+        let ready = sandbox.state() == v1::PodSandboxState::SandboxReady;
+        if newer && !holds && !ready && old(sandbox.created_at) {
+            plan.sandboxes.push(sandbox.id.clone());
+        }
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::observe::labels;
+
+    fn container(id: &str, name: &str, created_at: i64, state: v1::ContainerState) -> v1::Container {
+        v1::Container {
+            id: id.to_owned(),
+            pod_sandbox_id: "s".to_owned(),
+            state: state.into(),
+            created_at,
+            labels: [
+                (labels::POD_UID.to_owned(), "u".to_owned()),
+                (labels::CONTAINER_NAME.to_owned(), name.to_owned()),
+            ]
+            .into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_current_container_and_the_one_before_stay() {
+        use v1::ContainerState::{ContainerExited, ContainerRunning};
+        let all = [
+            container("first", "web", 1, ContainerExited),
+            container("second", "web", 2, ContainerExited),
+            container("third", "web", 3, ContainerRunning),
+            container("other", "init", 1, ContainerExited),
+        ];
+        let plan = dead(&[], &all, 1 << 62);
+        assert_eq!(plan.containers, ["first"]);
+        assert_eq!(dead(&[], &all, 10), Dead::default(), "young ones stay");
+    }
+
+    #[test]
+    fn a_sandbox_goes_when_it_is_old_over_and_empty() {
+        let sandbox = |id: &str, created_at, state: v1::PodSandboxState| v1::PodSandbox {
+            id: id.to_owned(),
+            created_at,
+            state: state.into(),
+            labels: [(labels::POD_UID.to_owned(), "u".to_owned())].into(),
+            ..Default::default()
+        };
+        use v1::PodSandboxState::{SandboxNotready, SandboxReady};
+        let all = [
+            sandbox("s", 1, SandboxNotready),
+            sandbox("empty", 2, SandboxNotready),
+            sandbox("new", 3, SandboxReady),
+        ];
+        let held = [container("c", "web", 1, v1::ContainerState::ContainerExited)];
+        assert_eq!(dead(&all, &held, 1 << 62).sandboxes, ["empty"]);
+        let last = [sandbox("alone", 1, SandboxNotready)];
+        assert_eq!(dead(&last, &[], 1 << 62), Dead::default());
+    }
+
+    #[test]
+    fn a_network_that_is_not_up_is_told_with_its_reason() {
+        assert!(network_of(None).is_err());
+        let condition = v1::RuntimeCondition {
+            r#type: "NetworkReady".to_owned(),
+            status: false,
+            reason: "NetworkPluginNotReady".to_owned(),
+            message: "no conflist".to_owned(),
+        };
+        let mut status = v1::StatusResponse {
+            status: Some(v1::RuntimeStatus {
+                conditions: vec![condition],
+            }),
+            ..Default::default()
+        };
+        let said = network_of(Some(&status)).expect_err("it isn't up");
+        assert!(
+            said.contains("reason:NetworkPluginNotReady message:no conflist"),
+            "{said}"
+        );
+        if let Some(status) = status.status.as_mut() {
+            status.conditions[0].status = true;
+        }
+        assert_eq!(network_of(Some(&status)), Ok(()));
+    }
+}
