@@ -241,4 +241,90 @@ mod tests {
         labels.insert(labels::POD_NAME.to_owned(), "p".to_owned());
         assert_eq!(owner(&labels).map(|pod| pod.uid).as_deref(), Some("u"));
     }
+
+    /// A running container `web` of the pod `uid`.
+    async fn run_web(daemon: &crate::testing::Running, uid: &str) {
+        let metadata = v1::PodSandboxMetadata {
+            name: uid.to_owned(),
+            uid: uid.to_owned(),
+            ..Default::default()
+        };
+        let config = v1::PodSandboxConfig {
+            metadata: Some(metadata),
+            labels: crate::testing::pod_labels(uid),
+            ..Default::default()
+        };
+        let request = v1::RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: String::new(),
+        };
+        let sandbox = daemon.cri.run_pod_sandbox(request).await.expect("a sandbox");
+        let config = v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata {
+                name: "web".to_owned(),
+                attempt: 0,
+            }),
+            labels: crate::testing::pod_labels(uid),
+            ..Default::default()
+        };
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox,
+            config: Some(config),
+            ..Default::default()
+        };
+        let container_id = daemon
+            .cri
+            .create_container(request)
+            .await
+            .expect("a container")
+            .container_id;
+        let request = v1::StartContainerRequest { container_id };
+        daemon.cri.start_container(request).await.expect("it starts");
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_at_once_and_what_is_there_at_first() {
+        let daemon = crate::testing::FakeCri::start();
+        run_web(&daemon, "u-1").await;
+        assert_eq!(daemon.fake.running(), ["web"]);
+        let (sender, mut events) = mpsc::channel(64);
+        let health = Health::default();
+        let task = tokio::spawn(run(daemon.cri.clone(), health.clone(), sender, || 7));
+        assert_eq!(events.recv().await, Some(PlegEvent::Changed("u-1".to_owned())));
+        let Some(PlegEvent::Listed(held)) = events.recv().await else {
+            panic!("the first relist is told")
+        };
+        assert_eq!(held.len(), 1);
+        assert_eq!(health.last_relist(), 7);
+        daemon.fake.exit("web", 1);
+        assert_eq!(events.recv().await, Some(PlegEvent::Changed("u-1".to_owned())));
+        drop(events);
+        task.await.expect("it ends when nobody listens");
+    }
+
+    #[tokio::test]
+    async fn without_events_relisting_finds_what_changed() {
+        let daemon = crate::testing::FakeCri::start();
+        daemon.fake.fail(
+            "get_container_events",
+            u32::MAX,
+            tonic::Status::unimplemented("no events"),
+        );
+        let (sender, mut events) = mpsc::channel(64);
+        let task = tokio::spawn(run(daemon.cri.clone(), Health::default(), sender, || 7));
+        assert_eq!(events.recv().await, Some(PlegEvent::Listed(Vec::new())));
+        run_web(&daemon, "u-2").await;
+        let found = async {
+            loop {
+                if events.recv().await == Some(PlegEvent::Changed("u-2".to_owned())) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), found)
+            .await
+            .expect("it is found");
+        drop(events);
+        task.await.expect("it ends when nobody listens");
+    }
 }

@@ -4,7 +4,6 @@
 //! its time. Real daemons are asked in the end-to-end tests; this one shows what they can't be made to do.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -55,7 +54,6 @@ pub(crate) struct FakeCri {
 pub(crate) struct Running {
     pub(crate) fake: FakeCri,
     pub(crate) cri: Cri,
-    pub(crate) socket: PathBuf,
     _folder: tempfile::TempDir,
     task: tokio::task::JoinHandle<()>,
 }
@@ -89,7 +87,6 @@ impl FakeCri {
         Running {
             fake,
             cri,
-            socket,
             _folder: folder,
             task,
         }

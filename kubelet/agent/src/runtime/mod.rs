@@ -156,7 +156,8 @@ macro_rules! rpc {
         /// The daemon refuses, or doesn't answer in time.
         pub async fn $name(&self, message: $request) -> Result<$answer, CallError> {
             let mut client = self.$service.clone();
-            self.call($operation, self.limit, client.$name(request(message, self.limit))).await
+            let answer = Box::pin(client.$name(request(message, self.limit)));
+            self.call($operation, self.limit, answer).await
         }
     };
 }
@@ -254,7 +255,7 @@ impl Cri {
     pub async fn run_pod_sandbox(&self, message: v1::RunPodSandboxRequest) -> Result<String, CallError> {
         let limit = self.limit * 2;
         let mut client = self.runtime.clone();
-        let answer = client.run_pod_sandbox(request(message, limit));
+        let answer = Box::pin(client.run_pod_sandbox(request(message, limit)));
         let answer = self.call("run_podsandbox", limit, answer).await?;
         Ok(answer.pod_sandbox_id)
     }
@@ -270,7 +271,7 @@ impl Cri {
             timeout: i64::try_from(grace.as_secs()).unwrap_or(i64::MAX),
         };
         let mut client = self.runtime.clone();
-        let answer = client.stop_container(request(message, limit));
+        let answer = Box::pin(client.stop_container(request(message, limit)));
         self.call("stop_container", limit, answer).await.map(drop)
     }
 
@@ -291,7 +292,7 @@ impl Cri {
             timeout: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         };
         let mut client = self.runtime.clone();
-        let answer = client.exec_sync(request(message, limit));
+        let answer = Box::pin(client.exec_sync(request(message, limit)));
         self.call("exec_sync", limit, answer).await
     }
 
@@ -301,7 +302,7 @@ impl Cri {
     /// The daemon refuses, or doesn't answer in time.
     pub async fn pull_image(&self, message: v1::PullImageRequest) -> Result<String, CallError> {
         let mut client = self.images.clone();
-        let answer = client.pull_image(request(message, PULL));
+        let answer = Box::pin(client.pull_image(request(message, PULL)));
         let answer = self.call("pull_image", PULL, answer).await?;
         Ok(answer.image_ref)
     }
@@ -312,7 +313,7 @@ impl Cri {
     /// The daemon refuses, or doesn't answer in time.
     pub async fn container_events(&self) -> Result<tonic::Streaming<v1::ContainerEventResponse>, CallError> {
         let mut client = self.runtime.clone();
-        let answer = client.get_container_events(Request::new(v1::GetEventsRequest {}));
+        let answer = Box::pin(client.get_container_events(Request::new(v1::GetEventsRequest {})));
         self.call("container_events", self.limit, answer).await
     }
 }

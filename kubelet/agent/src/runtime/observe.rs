@@ -4,6 +4,7 @@
 //! asked about once; the rest is asked about at every look. Which containers there are is listed by the pod's label, so
 //! that what a call made that seemed to fail is found too.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -92,8 +93,8 @@ impl View {
         .into_iter()
         .flatten()
         .collect::<Vec<_>>();
-        seen.sort_by(|a, b| (b.attempt, b.created).cmp(&(a.attempt, a.created)));
-        held.sort_by(|a, b| (b.created, b.attempt).cmp(&(a.created, a.attempt)));
+        seen.sort_by_key(|one| Reverse((one.attempt, one.created)));
+        held.sort_by_key(|one| Reverse((one.created, one.attempt)));
         self.gone = seen
             .iter()
             .filter(|sandbox| !sandbox.ready)

@@ -93,10 +93,10 @@ pub(super) async fn pod(
     let until = Instant::now() + seconds(given);
     for step in termination_order(pod.unwrap_or(&unknown), observed) {
         let left = until.saturating_duration_since(Instant::now()).max(MINIMUM);
-        let running = step.containers.iter().filter(|(id, _)| {
-            let created = observed.by_id(id).is_some_and(|one| !never_ran(one));
-            created
-        });
+        let running = step
+            .containers
+            .iter()
+            .filter(|(id, _)| observed.by_id(id).is_some_and(|one| !never_ran(one)));
         let stops = running.map(|(id, name)| {
             one(
                 ctx,

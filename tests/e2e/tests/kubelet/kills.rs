@@ -1,6 +1,6 @@
 //! Kubelet and CRI daemon die at any time: nothing that is healthy is restarted, and all converges.
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use serde_json::Value;
 
 use crate::bed::{container, container_id, is_ready, manifest, sh, sleeper, with_kubelet};

@@ -1,6 +1,6 @@
 //! A pod's life: it starts in order, is probed, restarted, ended and replaced.
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::bed::{IMAGE, condition, container, container_id, is_ready, manifest, sh, sleeper, with_kubelet};

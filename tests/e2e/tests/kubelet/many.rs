@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 
 use crate::bed::{is_ready, manifest, sleeper, with_kubelet};
 

@@ -1,6 +1,6 @@
 //! ConfigMaps and Secrets of a node without an API server: in files beside the pods.
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use serde_json::json;
 use tests_harness::wait_until;
 
