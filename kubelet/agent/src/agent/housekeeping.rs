@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::adapters::{NodeAdmission, class};
 use super::facts::{self, Place};
+use super::garbage::Garbage;
 use crate::config::KubeletConfiguration;
 use crate::metrics::KubeletMetrics;
 use crate::node::capacity::Capacity;
@@ -33,11 +34,13 @@ pub(super) struct House {
     pub(super) admission: Arc<NodeAdmission>,
     pub(super) metrics: KubeletMetrics,
     pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) garbage: Arc<Garbage>,
 }
 
 /// Goes round until nobody listens.
 pub(super) async fn run(house: House) {
-    let mut sweep = tokio::time::interval(SWEEP);
+    // Not at once: the sources have to be heard before a pod counts as gone.
+    let mut sweep = tokio::time::interval_at(tokio::time::Instant::now() + SWEEP, SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut shares = None;
     loop {
@@ -159,152 +162,15 @@ impl House {
             SyncLoop::sweep(&ctx, &known);
         });
         swept.await;
-        if let Err(error) = self.remove_dead().await {
+        if let Err(error) = self.garbage.remove_dead(false).await {
             warn!(%error, "failed to remove dead containers");
         }
     }
-
-    /// Keeps the newest dead container of each name of a pod, and the newest sandbox and those that hold containers.
-    async fn remove_dead(&self) -> Result<(), crate::runtime::CallError> {
-        let cri = &self.ctx.cri;
-        let (sandboxes, containers) = tokio::try_join!(
-            cri.list_pod_sandbox(v1::ListPodSandboxRequest::default()),
-            cri.list_containers(v1::ListContainersRequest::default()),
-        )?;
-        let plan = dead(
-            &sandboxes.items,
-            &containers.containers,
-            self.ctx.now().as_nanosecond(),
-        );
-        for id in plan.containers {
-            cri.remove_container(v1::RemoveContainerRequest { container_id: id })
-                .await?;
-        }
-        for id in plan.sandboxes {
-            cri.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id })
-                .await?;
-        }
-        Ok(())
-    }
-}
-
-/// What can be removed.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Dead {
-    containers: Vec<String>,
-    sandboxes: Vec<String>,
-}
-
-/// Younger ones may still be looked at.
-const MINIMUM_AGE_NANOS: i128 = 60_000_000_000;
-
-/// Dead containers of which a newer one of the same pod and name is there, and sandboxes that aren't ready, aren't the
-/// newest of their pod and hold nothing. Only what carries the kubelet's labels.
-fn dead(sandboxes: &[v1::PodSandbox], containers: &[v1::Container], now: i128) -> Dead {
-    use crate::runtime::observe::labels::{CONTAINER_NAME, POD_UID};
-    let old = |created: i64| now - i128::from(created) > MINIMUM_AGE_NANOS;
-    let key = |container: &v1::Container| {
-        Some((
-            container.labels.get(POD_UID)?.clone(),
-            container.labels.get(CONTAINER_NAME)?.clone(),
-        ))
-    };
-    let mut newest = std::collections::BTreeMap::new();
-    for container in containers {
-        if let Some(key) = key(container) {
-            let known = newest.entry(key).or_insert((0, 0));
-            // The two newest of a name stay: the current one, and what its `lastState` tells of.
-            if container.created_at > known.0 {
-                *known = (container.created_at, known.0);
-            } else if container.created_at > known.1 {
-                known.1 = container.created_at;
-            }
-        }
-    }
-    let mut plan = Dead::default();
-    for container in containers {
-        let superseded = key(container).is_some_and(|key| {
-            newest
-                .get(&key)
-                .is_some_and(|(_, second)| container.created_at < *second)
-        });
-        let exited = container.state() == v1::ContainerState::ContainerExited;
-        if superseded && exited && old(container.created_at) {
-            plan.containers.push(container.id.clone());
-        }
-    }
-    for sandbox in sandboxes {
-        let Some(uid) = sandbox.labels.get(POD_UID) else {
-            continue;
-        };
-        let newer = sandboxes
-            .iter()
-            .any(|other| other.labels.get(POD_UID) == Some(uid) && other.created_at > sandbox.created_at);
-        let holds = containers.iter().any(|container| {
-            container.pod_sandbox_id == sandbox.id && !plan.containers.contains(&container.id)
-        });
-        let ready = sandbox.state() == v1::PodSandboxState::SandboxReady;
-        if newer && !holds && !ready && old(sandbox.created_at) {
-            plan.sandboxes.push(sandbox.id.clone());
-        }
-    }
-    plan
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::observe::labels;
-
-    fn container(id: &str, name: &str, created_at: i64, state: v1::ContainerState) -> v1::Container {
-        v1::Container {
-            id: id.to_owned(),
-            pod_sandbox_id: "s".to_owned(),
-            state: state.into(),
-            created_at,
-            labels: [
-                (labels::POD_UID.to_owned(), "u".to_owned()),
-                (labels::CONTAINER_NAME.to_owned(), name.to_owned()),
-            ]
-            .into(),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn the_current_container_and_the_one_before_stay() {
-        use v1::ContainerState::{ContainerExited, ContainerRunning};
-        let all = [
-            container("first", "web", 1, ContainerExited),
-            container("second", "web", 2, ContainerExited),
-            container("third", "web", 3, ContainerRunning),
-            container("other", "init", 1, ContainerExited),
-        ];
-        let plan = dead(&[], &all, 1 << 62);
-        assert_eq!(plan.containers, ["first"]);
-        assert_eq!(dead(&[], &all, 10), Dead::default(), "young ones stay");
-    }
-
-    #[test]
-    fn a_sandbox_goes_when_it_is_old_over_and_empty() {
-        let sandbox = |id: &str, created_at, state: v1::PodSandboxState| v1::PodSandbox {
-            id: id.to_owned(),
-            created_at,
-            state: state.into(),
-            labels: [(labels::POD_UID.to_owned(), "u".to_owned())].into(),
-            ..Default::default()
-        };
-        use v1::PodSandboxState::{SandboxNotready, SandboxReady};
-        let all = [
-            sandbox("s", 1, SandboxNotready),
-            sandbox("empty", 2, SandboxNotready),
-            sandbox("new", 3, SandboxReady),
-        ];
-        let held = [container("c", "web", 1, v1::ContainerState::ContainerExited)];
-        assert_eq!(dead(&all, &held, 1 << 62).sandboxes, ["empty"]);
-        let last = [sandbox("alone", 1, SandboxNotready)];
-        assert_eq!(dead(&last, &[], 1 << 62), Dead::default());
-    }
 
     #[test]
     fn a_network_that_is_not_up_is_told_with_its_reason() {

@@ -6,8 +6,11 @@
 
 mod adapters;
 mod facts;
+mod garbage;
 mod housekeeping;
+mod log_rotation;
 mod node_stats;
+mod oom_watch;
 mod serving;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -256,6 +259,14 @@ impl Agent {
         });
         tasks.spawn(self.prober.run());
         tasks.spawn(self.sync_loop.run(receiver));
+        let garbage = Arc::new(garbage::Garbage::new(
+            self.ctx.clone(),
+            &self.config,
+            self.metrics.clone(),
+        ));
+        tasks.spawn(garbage.clone().run());
+        tasks.spawn(log_rotation::run(self.ctx.clone(), self.config.clone()));
+        tasks.spawn(oom_watch::run(self.ctx.clone()));
         tasks.spawn(housekeeping::run(housekeeping::House {
             ctx: self.ctx.clone(),
             config: self.config,
@@ -266,6 +277,7 @@ impl Agent {
             admission: self.admission,
             metrics: self.metrics,
             inputs: sender,
+            garbage,
         }));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let serving = self.server.map(|server| {

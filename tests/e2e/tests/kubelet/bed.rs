@@ -48,7 +48,8 @@ impl Bed {
         let config = format!(
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: {MANIFESTS}\n\
              containerRuntimeEndpoint: unix:///run/orlop/cri.sock\ncgroupRoot: {}\ncgroupDriver: cgroupfs\n\
-             readOnlyPort: {READ_ONLY}\nfailCgroupV1: false\nfailSwapOn: false\n{more}",
+             readOnlyPort: {READ_ONLY}\nfailCgroupV1: false\nfailSwapOn: false\n\
+             imageGCHighThresholdPercent: 100\nevictionHard: {{memory.available: 100Mi}}\n{more}",
             node.cgroup_parent(),
         );
         node.write(CONFIG, &config)?;
