@@ -1,4 +1,4 @@
-//! `hack/up --cri-only` and `hack/down` as a user runs them, but for the builds: what CI has built is used.
+//! `hack/up` and `hack/down` as a user runs them, but for the builds: what CI has built is used.
 
 use std::fs;
 use std::path::PathBuf;
@@ -44,6 +44,35 @@ impl Place {
 
     fn up(&self) -> Result<Finished> {
         self.run("up", &["--cri-only"])?.ok()
+    }
+
+    fn up_with_kubelet(&self) -> Result<Finished> {
+        self.run("up", &["--node-only"])?.ok()
+    }
+
+    /// The pods that the kubelet runs: name, UID and start of each container.
+    fn kubelets_pods(&self) -> Result<Vec<[String; 3]>> {
+        let mut command = Command::new(self.folder.join("orlop"));
+        let pods = run::finish(
+            "orlop",
+            run::piped(command.args(["pods", "-o", "json"])).spawn()?,
+            PATIENCE,
+        )?;
+        let list: serde_json::Value = serde_json::from_str(&pods.ok()?.stdout)?;
+        let pods = list["items"].as_array().context("there is no list of pods")?;
+        let fact = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let mut facts = Vec::new();
+        for pod in pods {
+            let statuses = pod["status"]["containerStatuses"].as_array();
+            for status in statuses.into_iter().flatten() {
+                facts.push([
+                    fact(&pod["metadata"]["name"]),
+                    fact(&pod["metadata"]["uid"]),
+                    fact(&status["state"]["running"]["startedAt"]),
+                ]);
+            }
+        }
+        Ok(facts)
     }
 
     fn down(&self) -> Result<Finished> {
@@ -106,6 +135,32 @@ fn tells_of_the_pod(page: &Finished) -> Result<()> {
     Ok(())
 }
 
+/// What the page of a run with a kubelet says of its pods.
+fn tells_of_the_kubelets_pods(page: &Finished) -> Result<()> {
+    for fact in [
+        "examples/node/web.yaml",
+        "/hostname  ->  hello",
+        "->  Hello from web-",
+        "the web server listens on port 8080",
+        "the clock runs",
+        "uid=0(root)",
+        "ahoy from 10.88.",
+        "Ahoy from a ConfigMap",
+        "node and daemons ready",
+        "pods: from files to Ready",
+        "all of it",
+        "hack/down",
+    ] {
+        ensure!(page.stdout.contains(fact), "hack/up doesn't say `{fact}`: {page}");
+    }
+    let rows = page.stdout.lines().filter(|line| line.starts_with("default "));
+    let running = rows
+        .filter(|row| row.split_whitespace().nth(3) == Some("Running"))
+        .count();
+    ensure!(running == 2, "{running} pods are Running: {page}");
+    Ok(())
+}
+
 fn until_nothing_is_left(place: &Place, footprint: &Footprint) -> Result<()> {
     ensure!(
         footprint.processes() > 5,
@@ -138,6 +193,31 @@ fn up_and_down_can_both_be_done_twice() -> Result<()> {
     let footprint = place.footprint()?;
     let down = place.down()?;
     ensure!(down.stdout.contains("the node is down"), "{down}");
+    until_nothing_is_left(&place, &footprint)?;
+    let down = place.down()?;
+    ensure!(down.stdout.contains("nothing is up"), "{down}");
+    Ok(())
+}
+
+#[test]
+fn a_node_with_a_kubelet_goes_up_and_down_twice() -> Result<()> {
+    let place = Place::new("kubelet")?;
+    tells_of_the_kubelets_pods(&place.up_with_kubelet()?)?;
+    let (holder, pods) = (place.holder()?, place.kubelets_pods()?);
+    ensure!(pods.len() == 2, "there are the pods {pods:?}");
+    let again = place.up_with_kubelet()?;
+    tells_of_the_kubelets_pods(&again)?;
+    for fact in ["the node is up already", "the kubelet runs already"] {
+        ensure!(again.stdout.contains(fact), "{again}");
+    }
+    ensure!(
+        place.holder()? == holder && place.kubelets_pods()? == pods,
+        "it made something new"
+    );
+    let footprint = place.footprint()?;
+    let down = place.down()?;
+    ensure!(down.stdout.contains("the node is down"), "{down}");
+    ensure!(down.stderr.is_empty(), "{down}");
     until_nothing_is_left(&place, &footprint)?;
     let down = place.down()?;
     ensure!(down.stdout.contains("nothing is up"), "{down}");
