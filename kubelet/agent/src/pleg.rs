@@ -44,6 +44,8 @@ pub enum PlegEvent {
     Changed(String),
     /// All pods that the runtime holds something of.
     Listed(Vec<RuntimePod>),
+    /// The runtime answers again: what failed meanwhile can be tried at once.
+    Recovered,
 }
 
 /// Since when relisting worked: the kubelet isn't ready when that is long ago.
@@ -70,6 +72,7 @@ pub async fn run(cri: Cri, health: Health, events: mpsc::Sender<PlegEvent>, now:
     let mut stream = None;
     let mut has_events = true;
     let mut pause = Duration::from_millis(50);
+    let mut away = false;
     loop {
         if stream.is_none() && has_events {
             match cri.container_events().await {
@@ -93,6 +96,9 @@ pub async fn run(cri: Cri, health: Health, events: mpsc::Sender<PlegEvent>, now:
                     .map(PlegEvent::Changed)
                     .collect::<Vec<_>>();
                 said.push(PlegEvent::Listed(held.keys().cloned().collect()));
+                if std::mem::take(&mut away) {
+                    said.push(PlegEvent::Recovered);
+                }
                 known = held;
                 for event in said {
                     if events.send(event).await.is_err() {
@@ -100,7 +106,11 @@ pub async fn run(cri: Cri, health: Health, events: mpsc::Sender<PlegEvent>, now:
                     }
                 }
             }
-            Err(error) => warn!(%error, "failed to list what the runtime holds"),
+            Err(error) => {
+                if !std::mem::replace(&mut away, true) {
+                    warn!(%error, "failed to list what the runtime holds");
+                }
+            }
         }
         let wait = match (&stream, has_events) {
             (Some(_), _) => SAFETY_NET,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cri_api::v1;
 use oci_runtime_cgroups::CgroupDriver;
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::adapters::{NodeAdmission, class};
 use super::facts::{self, Place};
@@ -81,9 +81,7 @@ impl House {
     /// Asks the runtime for its state. Pods that waited for its network look again when it is up.
     async fn runtime(&self) -> bool {
         let status = self.ctx.cri.status(v1::StatusRequest { verbose: false }).await;
-        let status = status
-            .inspect_err(|error| warn!(%error, "the CRI daemon tells no status"))
-            .ok();
+        let status = status.ok();
         let network = network_of(status.as_ref());
         let ready = network.is_ok();
         let changed = {
@@ -113,6 +111,7 @@ impl House {
             }
         }
         if changed {
+            info!(ready, "the runtime's network changed");
             // Those that miss it look by themselves a little later.
             let _ = self.inputs.try_send(Input::LookAll);
         }

@@ -116,7 +116,9 @@ impl SyncLoop {
                 self.held = held;
                 self.end_orphans();
             }
-            Input::LookAll => self.workers.values().for_each(|inbox| inbox.look()),
+            Input::LookAll | Input::Pleg(PlegEvent::Recovered) => {
+                self.workers.values().for_each(|inbox| inbox.look())
+            }
         }
     }
 

@@ -32,7 +32,7 @@ use crate::timeline::Phase;
 
 /// Before a failed step is tried again: doubled up to the last.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_secs(10);
 /// How long a pod that the node can't run yet is left alone.
 const NOT_YET: Duration = Duration::from_secs(5);
 /// Plans that are carried out one after the other before the worker takes a breath.
@@ -74,6 +74,8 @@ struct Hands {
     started: bool,
     /// When volumes were last made fresh.
     fresh: Option<Timestamp>,
+    /// Whether sandboxes and logs of it may be left.
+    remains: bool,
     retry: Duration,
 }
 
@@ -119,6 +121,7 @@ impl Worker {
             prepared: None,
             started: false,
             fresh: None,
+            remains: true,
             retry: FIRST_RETRY,
         };
         Self {
@@ -147,6 +150,9 @@ impl Worker {
         loop {
             life = self.take_updates(life).0;
             if let PodLife::Gone { again } = life {
+                self.hands
+                    .remove_remains((&self.uid, &self.namespace, &self.name))
+                    .await;
                 self.forget();
                 return Finished {
                     uid: self.uid,
@@ -294,6 +300,7 @@ impl Hands {
                 return Work::Moves(update);
             }
             if plan.is_empty() {
+                self.refresh(pod).await;
                 return Work::Settled(self.next_look(pod, plan.wake_at));
             }
             if let Some(blocked) = self.hold(pod, &plan).await {
@@ -316,6 +323,27 @@ impl Hands {
                 Work::Settled(self.next_look(pod, wake))
             }
             Err(message) => Work::Failed(message),
+        }
+    }
+
+    /// Has the volumes follow their objects, once in a while.
+    async fn refresh(&mut self, pod: &Arc<Pod>) {
+        let ctx = self.ctx.clone();
+        let now = ctx.now();
+        let every = SignedDuration::try_from(ctx.settings.sync_frequency).unwrap_or(SignedDuration::MAX);
+        if self.fresh.is_some_and(|fresh| now.duration_since(fresh) < every) {
+            return;
+        }
+        self.fresh = Some(now);
+        let (volumes, of) = (ctx.volumes.clone(), pod.clone());
+        match ctx.blocking(move || volumes.refresh(&of)).await {
+            Some(Ok(refreshed)) => {
+                for failed in refreshed.failed {
+                    ctx.event(pod, None, EventType::Warning, "FailedMount", failed.message);
+                }
+            }
+            Some(Err(error)) => warn!("failed to refresh volumes: {}", error.told()),
+            None => {}
         }
     }
 
@@ -710,20 +738,29 @@ impl Hands {
             .unwrap_or_else(PoisonError::into_inner)
             .release(uid);
         ctx.allocations.release(uid);
-        if !ending.removed {
-            return Work::Moves(Update::CleanedUp);
+        if ending.removed
+            && let Err(message) = self.remove((uid, namespace, name)).await
+        {
+            return Work::Failed(message);
         }
-        let observed = match self.view.look(&ctx.cri, (uid, namespace, name), &ctx.words).await {
-            Ok(observed) => observed,
-            Err(error) => return Work::Failed(format!("failed to look at the ended pod: {error}")),
-        };
+        Work::Moves(Update::CleanedUp)
+    }
+
+    /// Removes an ended pod's sandboxes and logs.
+    async fn remove(&mut self, (uid, namespace, name): (&str, &str, &str)) -> Result<(), String> {
+        let ctx = self.ctx.clone();
+        let observed = self
+            .view
+            .look(&ctx.cri, (uid, namespace, name), &ctx.words)
+            .await
+            .map_err(|error| format!("failed to look at the ended pod: {error}"))?;
         for sandbox in &observed.sandboxes {
             let request = v1::RemovePodSandboxRequest {
                 pod_sandbox_id: sandbox.id.clone(),
             };
             match ctx.cri.remove_pod_sandbox(request).await {
                 Err(error) if !error.is_not_found() => {
-                    return Work::Failed(format!("failed to remove sandbox {}: {error}", sandbox.id));
+                    return Err(format!("failed to remove sandbox {}: {error}", sandbox.id));
                 }
                 _ => {}
             }
@@ -738,9 +775,20 @@ impl Hands {
             removed
         });
         if let Some(Err(error)) = swept.await {
-            return Work::Failed(error.to_string());
+            return Err(error.to_string());
         }
-        Work::Moves(Update::CleanedUp)
+        self.remains = false;
+        Ok(())
+    }
+
+    /// Removes what is left of a pod that ended long before its source forgot it. What can't be removed now is found by
+    /// the next relist and sweep.
+    async fn remove_remains(&mut self, identity: (&str, &str, &str)) {
+        if self.remains
+            && let Err(message) = self.remove(identity).await
+        {
+            warn!("{message}");
+        }
     }
 }
 

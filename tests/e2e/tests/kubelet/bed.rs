@@ -64,7 +64,7 @@ impl Bed {
         let log = File::options().create(true).append(true).open(self.log_file())?;
         let mut command = Command::new(tools::ours("orlop-kubelet")?);
         command
-            .args(["--config", CONFIG, "-v", "4"])
+            .args(["--config", CONFIG, "-v", "2"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
