@@ -16,12 +16,15 @@ use std::time::Duration;
 use cri_api::v1;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kubelet_pods::backoff::PullBackoff;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::runtime::{CallError, Cri};
+
+/// How long a failure itself is told before it is that its pull backs off.
+const TOLD_FOR: SignedDuration = SignedDuration::from_secs(2);
 
 /// An image that is there.
 #[derive(Debug, Clone, PartialEq)]
@@ -302,10 +305,12 @@ impl Puller {
             now,
         );
         let wait = backoff.waits(&wanted.pod_uid, &wanted.image, now);
+        // Soon after, who asks is told that it backs off, until it may be tried again.
+        let soon = now.checked_add(TOLD_FOR).ok();
         Missing {
             reason,
             message,
-            again_at: wait.map(|wait| wait.until),
+            again_at: wait.map(|wait| wait.until).min(soon),
         }
     }
 

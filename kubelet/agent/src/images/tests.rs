@@ -121,7 +121,7 @@ async fn a_failure_is_told_then_waited_out_and_forgotten_after_success() {
         .ensure(&pod, || at(100), |_| {})
         .await
         .expect_err("refused");
-    assert_eq!((failed.reason, failed.again_at), ("ErrImagePull", Some(at(110))));
+    assert_eq!((failed.reason, failed.again_at), ("ErrImagePull", Some(at(102))));
     assert_eq!(failed.message, "rpc error: code = NotFound desc = no such image");
     let waits = puller.ensure(&pod, || at(105), |_| {}).await.expect_err("waits");
     assert_eq!(waits.reason, "ImagePullBackOff");

@@ -70,7 +70,7 @@ fn a_killed_cri_daemon_costs_no_container() {
         let before = container_id(&bed.until_ready("a")?, "main")?;
         bed.node.kill_daemon()?;
         bed.apply("b.json", &manifest("b", &[sleeper("main")]))?;
-        bed.node.restart_daemon()?;
+        bed.node.start_daemon()?;
         bed.until_ready("b")?;
         let after = bed.until_ready("a")?;
         ensure!(container_id(&after, "main")? == before, "a was restarted");
@@ -95,7 +95,7 @@ fn what_ended_while_the_kubelet_was_away_is_told_as_it_was() {
         bed.kill_kubelet()?;
         bed.node
             .crictl()?
-            .ok(&["stop", &container_id(&running, "main")?])?;
+            .ok(&["stop", "--timeout", "20", &container_id(&running, "main")?])?;
         bed.start_kubelet()?;
         let ended = bed.until("ends", "failed", |pod: &Value| pod["status"]["phase"] == "Failed")?;
         ensure!(

@@ -45,7 +45,7 @@ fn a_manifest_becomes_a_ready_pod_and_its_removal_leaves_nothing() {
             "{pod:#}"
         );
         ensure!(container(&pod, "side")["started"] == true, "{pod:#}");
-        ensure!(bed.exec(&pod, "web", &["cat", "/data/first", "/data/side"])? == "made\nup\n");
+        ensure!(bed.exec(&pod, "web", &["cat", "/data/first", "/data/side"])? == "made\nup");
         let ip = pod["status"]["podIP"].as_str().unwrap_or_default();
         let both = bed.exec(&pod, "web", &["sh", "-c", "echo $BOTH"])?;
         ensure!(both.trim() == format!("{ip}/64"), "{both}");
