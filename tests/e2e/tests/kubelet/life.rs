@@ -159,7 +159,7 @@ fn a_changed_manifest_is_another_pod_that_takes_the_first_ones_place() {
 #[test]
 fn sidecars_end_after_the_others_and_hooks_run_before_signals() {
     with_kubelet(|bed| {
-        bed.node.run("mkdir", &["-p", "/srv/diary"])?.ok()?;
+        bed.node.run("mkdir", &["-p", "/run/diary"])?.ok()?;
         let mounts = json!([{ "name": "diary", "mountPath": "/diary" }]);
         let mut side = sh(
             "side",
@@ -180,13 +180,13 @@ fn sidecars_end_after_the_others_and_hooks_run_before_signals() {
         pod["spec"]["terminationGracePeriodSeconds"] = json!(20);
         pod["spec"]["initContainers"] = json!([side]);
         pod["spec"]["volumes"] =
-            json!([{ "name": "diary", "hostPath": { "path": "/srv/diary", "type": "Directory" } }]);
+            json!([{ "name": "diary", "hostPath": { "path": "/run/diary", "type": "Directory" } }]);
         bed.apply("order.json", &pod)?;
         bed.until_ready("order")?;
-        ensure!(bed.node.read("/srv/diary/starts")? == "started\n");
+        ensure!(bed.node.read("/run/diary/starts")? == "started\n");
         bed.delete("order.json")?;
         bed.until("order", "gone", Value::is_null)?;
-        let ends = bed.node.read("/srv/diary/ends")?;
+        let ends = bed.node.read("/run/diary/ends")?;
         ensure!(ends == "hook\nmain\nside\n", "{ends}");
         Ok(())
     });
