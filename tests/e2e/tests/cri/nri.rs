@@ -124,12 +124,12 @@ fn plugins_hear_of_a_whole_life_in_order() {
 #[test]
 fn adjustments_are_what_the_container_sees() {
     in_node(Node::builder(), |node| {
-        node.write("/srv/from-the-host/file", "of the host")?;
+        node.write("/run/from-the-host/file", "of the host")?;
         let hook = "echo $0 >> /run/nri-test/hooks; cat > /dev/null";
         let adjust = json!({ "adjust": {
             "env": [{ "key": "FROM", "value": "first" }],
             "annotations": { "first": "1" },
-            "mounts": [{ "destination": "/extra", "type": "bind", "source": "/srv/from-the-host", "options": ["rbind", "ro"] }],
+            "mounts": [{ "destination": "/extra", "type": "bind", "source": "/run/from-the-host", "options": ["rbind", "ro"] }],
             "rlimits": [{ "type": "RLIMIT_CORE", "hard": 77, "soft": 66 }],
             "hooks": { "create_runtime": [{ "path": "/bin/sh", "args": ["sh", "-c", hook, "created"] }],
                 "poststop": [{ "path": "/bin/sh", "args": ["sh", "-c", hook, "gone"] }] },
