@@ -42,6 +42,9 @@ cgroupRoot: /$node_name
 cgroupDriver: cgroupfs
 failCgroupV1: false
 failSwapOn: false
+# However full this machine's disk is.
+imageGCHighThresholdPercent: 100
+evictionHard: {memory.available: 100Mi}
 EOC
     "$up/in-node" mkdir -p "$manifests"
     rm -f "$up/kubelet.pid" "$up/wait.log"

@@ -14,6 +14,7 @@ use kubelet_pods::cri::NodeFacts;
 use kubelet_pods::cri::downward::{PodIps, field_value, resource_value};
 use kubelet_volumes::{Downward, ObjectError, ObjectSource, PodCertificate};
 
+use super::placement::Placement;
 use crate::metrics::KubeletMetrics;
 use crate::node::cgroups::{self, Cgroups, Kernel};
 use crate::node::resources::PodResources;
@@ -151,6 +152,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 pub(super) struct NodeAdmission {
     pub(super) node: RwLock<Node>,
     pub(super) registry: Arc<Registry>,
+    pub(super) placement: Placement,
 }
 
 impl Allocations for NodeAdmission {
@@ -158,7 +160,7 @@ impl Allocations for NodeAdmission {
         let node = self.node.read().unwrap_or_else(PoisonError::into_inner);
         let others: Vec<&Pod> = active.iter().map(|pod| &**pod).collect();
         match admit(pod, &node, &others) {
-            Admission::Admitted => Ok(()),
+            Admission::Admitted => self.placement.admit(pod),
             Admission::Rejected(rejection) => Err((rejection.reason, rejection.message)),
             Admission::Preempt { victims } => {
                 for victim in victims {
@@ -169,16 +171,18 @@ impl Allocations for NodeAdmission {
                     };
                     self.registry.tell(&victim, kill);
                 }
-                Ok(())
+                self.placement.admit(pod)
             }
         }
     }
 
-    fn container(&self, _: &Pod, _: &str) -> Allocated {
-        Allocated::default()
+    fn container(&self, pod: &Pod, container: &str) -> Allocated {
+        self.placement.of(uid(pod), container)
     }
 
-    fn release(&self, _: &str) {}
+    fn release(&self, uid: &str) {
+        self.placement.release(uid);
+    }
 }
 
 fn uid(pod: &Pod) -> &str {

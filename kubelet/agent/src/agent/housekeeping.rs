@@ -15,6 +15,7 @@ use crate::config::KubeletConfiguration;
 use crate::metrics::KubeletMetrics;
 use crate::node::capacity::Capacity;
 use crate::node::cgroups::{Cgroups, Kernel};
+use crate::runtime::observe::labels::POD_UID;
 use crate::sync::{Context, Input, SyncLoop};
 
 /// How often the runtime is asked for its state while it isn't ready, and while it is.
@@ -161,9 +162,28 @@ impl House {
             SyncLoop::sweep(&ctx, &known);
         });
         swept.await;
+        if self.admission.placement.has_restored()
+            && let Err(error) = self.forget_gone().await
+        {
+            warn!(%error, "failed to find pods of before the start");
+        }
         if let Err(error) = self.garbage.remove_dead(false).await {
             warn!(%error, "failed to remove dead containers");
         }
+    }
+
+    /// Takes CPUs and memory back from pods that neither the runtime nor anybody else knows any more.
+    async fn forget_gone(&self) -> Result<(), crate::runtime::CallError> {
+        let request = v1::ListPodSandboxRequest::default();
+        let sandboxes = self.ctx.cri.list_pod_sandbox(request).await?.items;
+        let registry = &self.ctx.registry;
+        let held = |uid: &str| {
+            let mut uids = sandboxes.iter().filter_map(|one| one.labels.get(POD_UID));
+            uids.any(|other| other == uid)
+        };
+        let placement = &self.admission.placement;
+        placement.forget_gone(|uid| registry.knows(uid) || held(uid));
+        Ok(())
     }
 }
 

@@ -11,6 +11,8 @@ mod housekeeping;
 mod log_rotation;
 mod node_stats;
 mod oom_watch;
+mod placement;
+mod pressure;
 mod serving;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,7 +144,9 @@ impl Agent {
         let status = cri.status(v1::StatusRequest { verbose: false }).await.ok();
         let driver = cgroups::driver(&config, driver_of(&cri).await);
         let place = place(&options)?;
-        let capacity = node_capacity(&config, &options.root)?;
+        let (machine, capacity) = node_capacity(&config, &options.root)?;
+        let placement = placement::Placement::new(&config, &machine, &capacity, &options.root)
+            .map_err(AgentError::Setting)?;
         let cgroups = Arc::new(cgroup_tree(&config, driver, &capacity)?);
         let facts = facts::node_facts(&config, &place, &capacity, driver, status.as_ref());
         let objects = Arc::new(RwLock::default());
@@ -188,6 +192,7 @@ impl Agent {
                 &facts.runtime,
             )),
             registry: registry.clone(),
+            placement,
         });
         let parallel = parallel_pulls(&config);
         let ctx = Arc::new(Context {
@@ -267,6 +272,21 @@ impl Agent {
         tasks.spawn(garbage.clone().run());
         tasks.spawn(log_rotation::run(self.ctx.clone(), self.config.clone()));
         tasks.spawn(oom_watch::run(self.ctx.clone()));
+        let pressure = pressure::Pressure {
+            ctx: self.ctx.clone(),
+            admission: self.admission.clone(),
+            cgroups: self.cgroups.clone(),
+            garbage: garbage.clone(),
+            metrics: self.metrics.clone(),
+            settings: pressure::settings(&self.config)
+                .map_err(|error| AgentError::Setting(error.to_string()))?,
+        };
+        tasks.spawn(pressure.run());
+        tasks.spawn(placement::reconcile(
+            self.admission.clone(),
+            self.ctx.cri.clone(),
+            self.config.cpu_manager_reconcile_period.to_std(),
+        ));
         tasks.spawn(housekeeping::run(housekeeping::House {
             ctx: self.ctx.clone(),
             config: self.config,
@@ -363,7 +383,10 @@ fn place(options: &Options) -> Result<Place, AgentError> {
 }
 
 /// What the node has and gives to pods.
-fn node_capacity(config: &KubeletConfiguration, root: &Path) -> Result<Capacity, AgentError> {
+fn node_capacity(
+    config: &KubeletConfiguration,
+    root: &Path,
+) -> Result<(crate::node::cpu::Machine, Capacity), AgentError> {
     let memory = facts::meminfo("MemTotal");
     let machine = read_machine(Path::new("/sys"), memory)
         .map_err(|error| node("read the machine's topology", &error))?;
@@ -382,7 +405,9 @@ fn node_capacity(config: &KubeletConfiguration, root: &Path) -> Result<Capacity,
         .into_iter()
         .filter(crate::node::eviction::Threshold::is_hard)
         .collect();
-    capacity::capacity(config, &observed, &hard).map_err(|error| AgentError::Setting(error.to_string()))
+    let capacity = capacity::capacity(config, &observed, &hard)
+        .map_err(|error| AgentError::Setting(error.to_string()))?;
+    Ok((observed.machine, capacity))
 }
 
 fn cgroup_tree(

@@ -107,7 +107,8 @@ fn of_runtime(info: &v1::ImageFsInfoResponse, now: Timestamp) -> Option<FsStats>
     Some(stats)
 }
 
-fn processes(now: Timestamp) -> RlimitStats {
+/// How many processes there are, and may be.
+pub(super) fn processes(now: Timestamp) -> RlimitStats {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<i64>().ok();
     let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let running = loadavg
