@@ -1,6 +1,7 @@
 //! Between the parts: what volumes, probes, hooks, cgroups and admission need of each other, handed on.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use super::placement::Placement;
 use crate::metrics::KubeletMetrics;
 use crate::node::cgroups::{self, Cgroups, Kernel};
 use crate::node::resources::PodResources;
+use crate::node::shutdown::NOT_ADMITTED;
 use crate::runtime::CallMetrics;
 use crate::sources::Objects;
 use crate::sync::Registry;
@@ -153,10 +155,16 @@ pub(super) struct NodeAdmission {
     pub(super) node: RwLock<Node>,
     pub(super) registry: Arc<Registry>,
     pub(super) placement: Placement,
+    /// Whether the machine shuts down: no pod is taken any more.
+    pub(super) shutting_down: AtomicBool,
 }
 
 impl Allocations for NodeAdmission {
     fn admit(&self, pod: &Pod, active: &[Arc<Pod>]) -> Result<(), (String, String)> {
+        if self.shutting_down.load(Ordering::SeqCst) {
+            let (reason, message) = NOT_ADMITTED;
+            return Err((reason.to_owned(), message.to_owned()));
+        }
         let node = self.node.read().unwrap_or_else(PoisonError::into_inner);
         let others: Vec<&Pod> = active.iter().map(|pod| &**pod).collect();
         match admit(pod, &node, &others) {

@@ -14,6 +14,7 @@ mod oom_watch;
 mod placement;
 mod pressure;
 mod serving;
+mod shutdown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -193,6 +194,7 @@ impl Agent {
             )),
             registry: registry.clone(),
             placement,
+            shutting_down: std::sync::atomic::AtomicBool::new(false),
         });
         let parallel = parallel_pulls(&config);
         let ctx = Arc::new(Context {
@@ -282,6 +284,11 @@ impl Agent {
                 .map_err(|error| AgentError::Setting(error.to_string()))?,
         };
         tasks.spawn(pressure.run());
+        tasks.spawn(shutdown::run(
+            self.ctx.clone(),
+            self.admission.clone(),
+            self.config.clone(),
+        ));
         tasks.spawn(placement::reconcile(
             self.admission.clone(),
             self.ctx.cri.clone(),
