@@ -1,5 +1,6 @@
 //! What goes round by the clock: whether the runtime is ready, what pods that are gone left behind, dead containers.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -156,9 +157,20 @@ impl House {
 
     /// Removes what no pod has, and dead containers beyond the last one of each name.
     async fn sweep(&self) {
+        if !self.ctx.registry.is_settled() {
+            return;
+        }
+        // What the runtime holds may still be ending: it isn't in the registry where only the runtime knows it.
+        let held = match self.held().await {
+            Ok(held) => held,
+            Err(error) => {
+                warn!(%error, "failed to find what is left of pods");
+                return;
+            }
+        };
         let ctx = self.ctx.clone();
         let swept = self.ctx.blocking(move || {
-            let known = |uid: &str| ctx.registry.knows(uid);
+            let known = |uid: &str| ctx.registry.knows(uid) || held.contains(uid);
             SyncLoop::sweep(&ctx, &known);
         });
         swept.await;
@@ -174,16 +186,21 @@ impl House {
 
     /// Takes CPUs and memory back from pods that neither the runtime nor anybody else knows any more.
     async fn forget_gone(&self) -> Result<(), crate::runtime::CallError> {
+        let held = self.held().await?;
+        let registry = &self.ctx.registry;
+        let placement = &self.admission.placement;
+        placement.forget_gone(|uid| registry.knows(uid) || held.contains(uid));
+        Ok(())
+    }
+
+    /// The UIDs of the pods that the runtime holds sandboxes of.
+    async fn held(&self) -> Result<BTreeSet<String>, crate::runtime::CallError> {
         let request = v1::ListPodSandboxRequest::default();
         let sandboxes = self.ctx.cri.list_pod_sandbox(request).await?.items;
-        let registry = &self.ctx.registry;
-        let held = |uid: &str| {
-            let mut uids = sandboxes.iter().filter_map(|one| one.labels.get(POD_UID));
-            uids.any(|other| other == uid)
-        };
-        let placement = &self.admission.placement;
-        placement.forget_gone(|uid| registry.knows(uid) || held(uid));
-        Ok(())
+        let uids = sandboxes
+            .into_iter()
+            .filter_map(|mut one| one.labels.remove(POD_UID));
+        Ok(uids.collect())
     }
 }
 

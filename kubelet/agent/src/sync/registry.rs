@@ -1,6 +1,7 @@
 //! The pods of this node with their statuses, for everybody who asks: the server, eviction, garbage collection.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use controlplane_api::k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -17,7 +18,10 @@ struct Entry {
 
 /// The pods of this node.
 #[derive(Default)]
-pub struct Registry(RwLock<BTreeMap<String, Entry>>);
+pub struct Registry {
+    pods: RwLock<BTreeMap<String, Entry>>,
+    settled: AtomicBool,
+}
 
 impl Registry {
     pub(super) fn enter(&self, uid: &str, pod: Arc<Pod>, inbox: Arc<Inbox>) {
@@ -44,6 +48,16 @@ impl Registry {
             });
             entry.active = active;
         }
+    }
+
+    /// Every source has been heard: who isn't known now isn't named by anybody.
+    pub(super) fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    /// Whether every source has been heard. Before, nothing may be taken from a pod for not being known.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// All pods, each with its status, in the order of their UIDs.
@@ -87,10 +101,10 @@ impl Registry {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Entry>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.pods.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.pods.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

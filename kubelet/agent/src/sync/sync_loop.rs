@@ -233,15 +233,17 @@ impl SyncLoop {
         self.hire(&uid, life, Some(pod.clone()));
     }
 
+    /// Puts a worker to a pod.
     fn hire(&mut self, uid: &str, life: PodLife, pod: Option<Arc<Pod>>) {
         let inbox = Arc::new(Inbox::default());
         self.workers.insert(uid.to_owned(), inbox.clone());
         if let Some(pod) = pod {
             self.ctx.registry.enter(uid, pod, inbox.clone());
         }
+        let queued = self.ctx.timelines.begin(uid, Phase::Queue, None);
         let worker = Worker::new(self.ctx.clone(), &life, uid, inbox);
         let (namespace, name) = worker.full_name();
-        let task = self.tasks.spawn(worker.run(life));
+        let task = self.tasks.spawn(worker.run(life, queued));
         self.tasks_of.insert(task.id(), (namespace, name, uid.to_owned()));
     }
 
@@ -250,6 +252,7 @@ impl SyncLoop {
         if !self.expected.iter().all(|kind| self.sources.contains_key(kind)) {
             return;
         }
+        self.ctx.registry.settle();
         for pod in self.held.clone() {
             if self.workers.contains_key(&pod.uid) || self.named.contains_key(&pod.uid) {
                 continue;

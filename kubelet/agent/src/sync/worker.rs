@@ -28,7 +28,7 @@ use super::stop;
 use crate::events::EventType;
 use crate::images::Keyring;
 use crate::runtime::observe::View;
-use crate::timeline::Phase;
+use crate::timeline::{Phase, Running};
 
 /// Before a failed step is tried again: doubled up to the last.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -140,7 +140,8 @@ impl Worker {
     }
 
     /// Works until nothing of the pod is left.
-    pub(super) async fn run(self, life: PodLife) -> Finished {
+    pub(super) async fn run(self, life: PodLife, queued: Running) -> Finished {
+        queued.end();
         let span =
             tracing::info_span!("pod", pod = %self.name, namespace = %self.namespace, pod_uid = %self.uid);
         self.work(life).instrument(span).await
@@ -258,6 +259,10 @@ impl Worker {
 
     /// Sleeps until the inbox has something or it is time.
     async fn sleep(&self, wake: Option<Timestamp>) {
+        let _phase = self
+            .hands
+            .waits_for()
+            .map(|phase| self.ctx.timelines.begin(&self.uid, phase, None));
         let wait = wake.map(|at| {
             let left = at.duration_since(self.ctx.now());
             Duration::try_from(left).unwrap_or_default()
@@ -286,6 +291,22 @@ enum Job {
 }
 
 impl Hands {
+    /// What a pod that isn't up yet waits for.
+    fn waits_for(&self) -> Option<Phase> {
+        let status = self.previous.as_ref().filter(|_| !self.started)?;
+        let is = |name: &str| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.any(|condition| condition.type_ == name && condition.status == "True")
+        };
+        Some(if !self.failures.is_empty() {
+            Phase::Wait
+        } else if is("Initialized") {
+            Phase::Probe
+        } else {
+            Phase::Init
+        })
+    }
+
     /// Brings a pod closer to what its spec says.
     async fn sync(&mut self, pod: &Arc<Pod>) -> Work {
         let mut wake = None;
@@ -294,8 +315,10 @@ impl Hands {
                 Ok(observed) => observed,
                 Err(message) => return Work::Failed(message),
             };
+            let deciding = self.ctx.timelines.begin(uid(pod), Phase::Sync, None);
             let plan = self.plan(pod, &observed);
             self.publish(pod, &observed, Stage::Syncing, None, &plan.waiting);
+            deciding.end();
             if let Some(update) = self.ends_by_itself(pod) {
                 return Work::Moves(update);
             }

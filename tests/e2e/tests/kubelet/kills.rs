@@ -9,11 +9,21 @@ use crate::bed::{container, container_id, is_ready, manifest, sh, sleeper, with_
 fn a_killed_kubelet_comes_back_to_pods_that_never_noticed() {
     with_kubelet(|bed| {
         for name in ["a", "b", "c"] {
-            bed.apply(&format!("{name}.json"), &manifest(name, &[sleeper("main")]))?;
+            let mut main = sleeper("main");
+            main["volumeMounts"] = serde_json::json!([{ "name": "data", "mountPath": "/data" }]);
+            let mut pod = manifest(name, &[main]);
+            pod["spec"]["volumes"] = serde_json::json!([{ "name": "data", "emptyDir": {} }]);
+            bed.apply(&format!("{name}.json"), &pod)?;
         }
         let mut before = Vec::new();
         for name in ["a", "b", "c"] {
-            before.push(container_id(&bed.until_ready(name)?, "main")?);
+            let pod = bed.until_ready(name)?;
+            bed.exec(&pod, "main", &["touch", "/data/kept"])?;
+            before.push(container_id(&pod, "main")?);
+        }
+        for _ in 0..3 {
+            bed.kill_kubelet()?;
+            bed.start_kubelet()?;
         }
         bed.kill_kubelet()?;
         // What changes while nobody looks is found afterwards.
@@ -25,6 +35,10 @@ fn a_killed_kubelet_comes_back_to_pods_that_never_noticed() {
             let pod = bed.until_ready(name)?;
             ensure!(container_id(&pod, "main")? == *id, "{name} was restarted");
             ensure!(container(&pod, "main")["restartCount"] == 0, "{pod:#}");
+            ensure!(
+                bed.exec(&pod, "main", &["ls", "/data"])? == "kept",
+                "{name} lost its data"
+            );
         }
         let crictl = bed.node.crictl()?;
         tests_harness::wait_until("the pod without a manifest to go", crate::bed::PATIENCE, || {
