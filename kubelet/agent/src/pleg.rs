@@ -113,9 +113,9 @@ pub async fn run(cri: Cri, health: Health, events: mpsc::Sender<PlegEvent>, now:
             }
         }
         let wait = match (&stream, has_events) {
-            (Some(_), _) => SAFETY_NET,
+            (Some(_), _) if !away => SAFETY_NET,
             (None, false) => GENERIC,
-            (None, true) => {
+            _ => {
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 pause
             }

@@ -39,22 +39,12 @@ pub(super) struct House {
     pub(super) garbage: Arc<Garbage>,
 }
 
-/// Goes round until nobody listens.
+/// Goes round until nobody listens. A sweep that takes long keeps nobody from hearing of the runtime.
 pub(super) async fn run(house: House) {
-    // Not at once: the sources have to be heard before a pod counts as gone.
-    let mut sweep = tokio::time::interval_at(tokio::time::Instant::now() + SWEEP, SWEEP);
-    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut shares = None;
-    loop {
-        let ready = house.runtime().await;
-        house.weigh(&mut shares);
-        house.count();
-        let pause = if ready { PATIENT } else { IMPATIENT };
-        tokio::select! {
-            () = house.inputs.closed() => return,
-            () = tokio::time::sleep(pause) => {}
-            _ = sweep.tick() => house.sweep().await,
-        }
+    tokio::select! {
+        () = house.inputs.closed() => {}
+        () = house.rounds() => {}
+        () = house.sweeps() => {}
     }
 }
 
@@ -80,6 +70,26 @@ pub(super) fn network_of(status: Option<&v1::StatusResponse>) -> Result<(), Stri
 }
 
 impl House {
+    async fn rounds(&self) {
+        let mut shares = None;
+        loop {
+            let ready = self.runtime().await;
+            self.weigh(&mut shares);
+            self.count();
+            tokio::time::sleep(if ready { PATIENT } else { IMPATIENT }).await;
+        }
+    }
+
+    async fn sweeps(&self) {
+        // Not at once: the sources have to be heard before a pod counts as gone.
+        let mut sweep = tokio::time::interval_at(tokio::time::Instant::now() + SWEEP, SWEEP);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            sweep.tick().await;
+            self.sweep().await;
+        }
+    }
+
     /// Asks the runtime for its state. Pods that waited for its network look again when it is up.
     async fn runtime(&self) -> bool {
         let status = self.ctx.cri.status(v1::StatusRequest { verbose: false }).await;

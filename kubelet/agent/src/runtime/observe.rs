@@ -94,7 +94,8 @@ impl View {
         .flatten()
         .collect::<Vec<_>>();
         seen.sort_by_key(|one| Reverse((one.attempt, one.created)));
-        held.sort_by_key(|one| Reverse((one.created, one.attempt)));
+        // By attempts first: a clock may have been set back between two of them.
+        held.sort_by_key(|one| Reverse((one.attempt, one.created)));
         self.gone = seen
             .iter()
             .filter(|sandbox| !sandbox.ready)

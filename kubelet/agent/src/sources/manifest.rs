@@ -152,6 +152,11 @@ fn finish(
         Some(uid) => uid,
         None => hash(&pod, place, node).map_err(|error| wrong(error.to_string()))?,
     };
+    if !is_uid(&uid) {
+        return Err(wrong(format!(
+            "metadata.uid: Invalid value: \"{uid}\": must be at most {MAX_UID} letters, digits and '-'; leave it out, and the manifest's hash is taken"
+        )));
+    }
     if pod.metadata.name.as_deref().unwrap_or_default().is_empty() {
         return Err(wrong(
             "metadata.name: Required value: name or generateName is required".to_owned(),
@@ -172,6 +177,14 @@ fn finish(
     notes.insert(annotations::SEEN.to_owned(), now.to_string());
     if let Some(spec) = pod.spec.as_mut() {
         spec.node_name = Some(node.to_owned());
+        // The two classes that every cluster has; others only an API server knows.
+        if spec.priority.is_none() {
+            spec.priority = match spec.priority_class_name.as_deref() {
+                Some("system-node-critical") => Some(2_000_001_000),
+                Some("system-cluster-critical") => Some(2_000_000_000),
+                _ => None,
+            };
+        }
         // A static pod stays through every taint.
         spec.tolerations.get_or_insert_default().push(Toleration {
             operator: Some("Exists".to_owned()),
@@ -200,6 +213,17 @@ fn finish(
     } else {
         Err(findings)
     }
+}
+
+/// The longest UID: it becomes a part of names of cgroups, folders and labels.
+const MAX_UID: usize = 63;
+
+/// Whether a UID can be a part of all the names that it becomes a part of.
+fn is_uid(uid: &str) -> bool {
+    uid.len() <= MAX_UID
+        && uid
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// 32 hexadecimal digits that are the same for the same pod of the same place.
@@ -329,6 +353,27 @@ mod tests {
             manifest.findings[0].message.contains("apps/v1, Kind=Deployment"),
             "{manifest:?}"
         );
+    }
+
+    #[test]
+    fn a_uid_that_could_lead_elsewhere_is_refused() {
+        for uid in ["../up", "a_b", "a/b", "..", &"a".repeat(64)] {
+            let manifest =
+                read_it(&WEB.replace("name: web\nspec", &format!("name: web\n  uid: \"{uid}\"\nspec")));
+            assert!(
+                manifest.findings[0].message.contains("metadata.uid"),
+                "{uid}: {manifest:?}"
+            );
+        }
+        let manifest = read_it(&WEB.replace("name: web\nspec", "name: web\n  uid: my-uid\nspec"));
+        assert_eq!(pod(&manifest).metadata.uid.as_deref(), Some("my-uid"));
+    }
+
+    #[test]
+    fn the_critical_classes_have_their_priority() {
+        let manifest = read_it(&format!("{WEB}  priorityClassName: system-node-critical\n"));
+        let spec = pod(&manifest).spec.as_ref().expect("a spec");
+        assert_eq!(spec.priority, Some(2_000_001_000));
     }
 
     #[test]

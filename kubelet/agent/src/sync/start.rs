@@ -117,6 +117,7 @@ pub(super) async fn container(
     let mut sandbox_config = sandbox_request(pod, sandbox.attempt, prepared)
         .map_err(|message| waiting(ctx, "CreateContainerConfigError", message))?;
     let image = pull(ctx, pod, &spec, prepared, &sandbox_config).await?;
+    pull_volumes(ctx, pod, &spec, prepared, &sandbox_config).await?;
     let making = ctx.timelines.begin(uid(pod), Phase::Create, Some(&start.name));
     let attempt = attempt_of(ctx, start, &sandbox_config.log_directory).await;
     let config = configure(
@@ -238,7 +239,7 @@ async fn run(
     }
 }
 
-/// Has the image there.
+/// Has the container's image there.
 async fn pull(
     ctx: &Context,
     pod: &Pod,
@@ -246,11 +247,51 @@ async fn pull(
     prepared: &Prepared,
     sandbox: &v1::PodSandboxConfig,
 ) -> Result<Present, Waiting> {
+    let policy = PullPolicy::of(spec.image_pull_policy.as_deref());
+    let image = spec.image.clone().unwrap_or_default();
+    pull_one(ctx, pod, spec, (image, policy), prepared, sandbox).await
+}
+
+/// Has the images there that the container mounts as volumes.
+async fn pull_volumes(
+    ctx: &Context,
+    pod: &Pod,
+    spec: &Container,
+    prepared: &Prepared,
+    sandbox: &v1::PodSandboxConfig,
+) -> Result<(), Waiting> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mounted = |name: &str| {
+        spec.volume_mounts
+            .iter()
+            .flatten()
+            .any(|mount| mount.name == name)
+    };
+    for volume in volumes.filter(|volume| mounted(&volume.name)) {
+        let Some(image) = &volume.image else { continue };
+        let Some(reference) = image.reference.clone().filter(|reference| !reference.is_empty()) else {
+            continue;
+        };
+        let policy = PullPolicy::of(image.pull_policy.as_deref());
+        pull_one(ctx, pod, spec, (reference, policy), prepared, sandbox).await?;
+    }
+    Ok(())
+}
+
+/// Has one image there.
+async fn pull_one(
+    ctx: &Context,
+    pod: &Pod,
+    spec: &Container,
+    (image, policy): (String, PullPolicy),
+    prepared: &Prepared,
+    sandbox: &v1::PodSandboxConfig,
+) -> Result<Present, Waiting> {
     let _phase = ctx.timelines.begin(uid(pod), Phase::Pull, Some(&spec.name));
     let wanted = Wanted {
         pod_uid: uid(pod).to_owned(),
-        image: spec.image.clone().unwrap_or_default(),
-        policy: PullPolicy::of(spec.image_pull_policy.as_deref()),
+        image,
+        policy,
         handler: prepared.handler.clone(),
         keyring: prepared.keyring.clone(),
         sandbox: sandbox.clone(),

@@ -184,8 +184,11 @@ fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs() + u64::from(time.subsec_nanos() > 0))
 }
 
+/// The longest grace; what is longer can't be told from for ever, and overflows clocks.
+const LONGEST: u64 = 365 * 24 * 3600;
+
 fn seconds(count: i64) -> Duration {
-    Duration::from_secs(u64::try_from(count).unwrap_or(0))
+    Duration::from_secs(u64::try_from(count).unwrap_or(0).min(LONGEST))
 }
 
 pub(super) fn primary_ip(observed: &ObservedPod) -> Option<IpAddr> {

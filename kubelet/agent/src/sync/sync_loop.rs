@@ -58,8 +58,10 @@ pub struct SyncLoop {
     tasks: JoinSet<Finished>,
     /// Whose each task is: namespace, name and UID.
     tasks_of: HashMap<Id, (String, String, String)>,
-    /// What the runtime held at the last relist.
+    /// What the runtime held at the last relist; none before the first, and until then sources wait.
     held: Vec<RuntimePod>,
+    listed: bool,
+    early: BTreeMap<SourceKind, Update>,
     told: BTreeSet<Finding>,
     pulse: Pulse,
 }
@@ -77,6 +79,8 @@ impl SyncLoop {
             tasks: JoinSet::new(),
             tasks_of: HashMap::new(),
             held: Vec::new(),
+            listed: false,
+            early: BTreeMap::new(),
             told: BTreeSet::new(),
             pulse: Pulse::default(),
         }
@@ -106,6 +110,8 @@ impl SyncLoop {
 
     fn hear(&mut self, input: Input) {
         match input {
+            // Who runs already must be known before anybody is admitted.
+            Input::Source(update) if !self.listed => drop(self.early.insert(update.source, update)),
             Input::Source(update) => self.source(update),
             Input::Pleg(PlegEvent::Changed(uid)) | Input::Look(uid) => {
                 if let Some(inbox) = self.workers.get(&uid) {
@@ -114,11 +120,31 @@ impl SyncLoop {
             }
             Input::Pleg(PlegEvent::Listed(held)) => {
                 self.held = held;
+                if !std::mem::replace(&mut self.listed, true) {
+                    self.take_early();
+                }
                 self.end_orphans();
             }
             Input::LookAll | Input::Pleg(PlegEvent::Recovered) => {
                 self.workers.values().for_each(|inbox| inbox.look())
             }
+        }
+    }
+
+    /// Takes up what sources named before the runtime had been listed. What runs and isn't named keeps its name's turn
+    /// until it has ended.
+    fn take_early(&mut self) {
+        let early = std::mem::take(&mut self.early);
+        let named: BTreeSet<_> = early
+            .values()
+            .flat_map(|update| &update.pods)
+            .map(|pod| uid(pod).to_owned())
+            .collect();
+        for held in self.held.clone().iter().filter(|held| !named.contains(&held.uid)) {
+            self.turns.claim(&held.namespace, &held.name, &held.uid);
+        }
+        for update in early.into_values() {
+            self.source(update);
         }
     }
 
@@ -140,16 +166,23 @@ impl SyncLoop {
         self.set_objects();
         let now_named = self.all_named();
         let before = std::mem::replace(&mut self.named, now_named);
-        for (uid, pod) in self.named.clone() {
-            match before.get(&uid) {
-                Some(known) if *known == pod => {}
-                _ => self.set(&uid, &pod),
-            }
-        }
         for uid in before.keys().filter(|uid| !self.named.contains_key(*uid)) {
             if let Some(inbox) = self.workers.get(uid) {
                 inbox.push(PodUpdate::Removed);
             }
+        }
+        let changed = self
+            .named
+            .iter()
+            .filter(|(uid, pod)| before.get(*uid) != Some(pod));
+        let (mut running, mut others) = (Vec::new(), Vec::new());
+        for (uid, pod) in changed {
+            let list = if self.runs(uid) { &mut running } else { &mut others };
+            list.push((uid.clone(), pod.clone()));
+        }
+        // What runs comes first: nobody takes its place.
+        for (uid, pod) in running.into_iter().chain(others) {
+            self.set(&uid, &pod);
         }
         self.end_orphans();
     }
@@ -184,6 +217,16 @@ impl SyncLoop {
                     );
                     continue;
                 }
+                if named.contains_key(uid(pod)) {
+                    let (namespace, name) = full_name(pod);
+                    warn!(
+                        namespace,
+                        pod = name,
+                        pod_uid = uid(pod),
+                        "another pod has this UID: it is left out"
+                    );
+                    continue;
+                }
                 named.insert(uid(pod).to_owned(), pod.clone());
             }
         }
@@ -205,32 +248,55 @@ impl SyncLoop {
         self.ctx.timelines.seen(&uid);
         let phase = self.ctx.timelines.begin(&uid, Phase::Admit, None);
         let may_start = self.turns.claim(&namespace, &name, &uid);
-        let runs = self.held.iter().any(|held| held.uid == uid);
+        let runs = self.runs(&uid);
         let mut life = PodLife::begin(Box::new((**pod).clone()), may_start, runs, self.ctx.now());
-        // What runs already was admitted by who was before us.
-        let verdict = if runs {
-            Ok(())
-        } else {
-            self.ctx.allocations.admit(pod, &self.ctx.registry.active())
-        };
-        if let Err((reason, message)) = verdict {
-            self.ctx
-                .event(pod, None, EventType::Warning, &reason, message.clone());
-            let status = StatusOverride {
-                reason,
-                message,
-                failed: true,
-                disruption: None,
-            };
-            let kill = PodUpdate::Kill {
-                cause: Cause::Killed,
-                grace: None,
-                status: Some(status),
-            };
-            life = life.update(kill, self.ctx.now()).life;
+        // What runs already was admitted by who was before us; who waits for its turn is judged then.
+        if may_start
+            && !runs
+            && let Some(refusal) = self.refusal(pod)
+        {
+            life = life.update(refusal, self.ctx.now()).life;
         }
         phase.end();
         self.hire(&uid, life, Some(pod.clone()));
+    }
+
+    /// Whether the runtime holds something of a pod.
+    fn runs(&self, uid: &str) -> bool {
+        self.held.iter().any(|held| held.uid == uid)
+    }
+
+    /// What ends a pod that the node can't take.
+    fn refusal(&self, pod: &Pod) -> Option<PodUpdate> {
+        let mut others = self.ctx.registry.active();
+        others.retain(|other| uid(other) != uid(pod));
+        let verdict = self.ctx.allocations.admit(pod, &others);
+        let (reason, message) = verdict.err()?;
+        self.ctx
+            .event(pod, None, EventType::Warning, &reason, message.clone());
+        let status = StatusOverride {
+            reason,
+            message,
+            failed: true,
+            disruption: None,
+        };
+        Some(PodUpdate::Kill {
+            cause: Cause::Killed,
+            grace: None,
+            status: Some(status),
+        })
+    }
+
+    /// It is the turn of a pod that waited.
+    fn start_next(&mut self, uid: &str) {
+        let Some(inbox) = self.workers.get(uid) else {
+            return;
+        };
+        let pod = self.named.get(uid).cloned();
+        match pod.and_then(|pod| self.refusal(&pod)) {
+            Some(refusal) => inbox.push(refusal),
+            None => inbox.turn(),
+        }
     }
 
     /// Puts a worker to a pod.
@@ -295,8 +361,8 @@ impl SyncLoop {
         let next = self
             .turns
             .release(&finished.namespace, &finished.name, &finished.uid);
-        if let Some(inbox) = next.and_then(|uid| self.workers.get(&uid)) {
-            inbox.turn();
+        if let Some(uid) = next {
+            self.start_next(&uid);
         }
         let again = finished
             .again
@@ -311,12 +377,17 @@ impl SyncLoop {
     pub fn sweep(ctx: &Context, known: &dyn Fn(&str) -> bool) {
         let volumes = ctx.volumes.present().unwrap_or_default();
         for uid in volumes.iter().filter(|uid| !known(uid)) {
-            if let Err(error) = ctx.volumes.tear_down(uid) {
-                warn!(
+            match ctx.volumes.tear_down(uid) {
+                Ok(()) => ctx
+                    .user_namespaces
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .release(uid),
+                Err(error) => warn!(
                     pod_uid = uid,
                     error = error.told(),
                     "failed to remove the volumes of a pod that is gone"
-                );
+                ),
             }
         }
         for uid in ctx

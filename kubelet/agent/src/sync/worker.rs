@@ -33,6 +33,8 @@ use crate::timeline::{Phase, Running};
 /// Before a failed step is tried again: doubled up to the last.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(10);
+/// The longest pause of a container whose start failed: that of images.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_secs(300);
 /// How long a pod that the node can't run yet is left alone.
 const NOT_YET: Duration = Duration::from_secs(5);
 /// Plans that are carried out one after the other before the worker takes a breath.
@@ -70,6 +72,8 @@ struct Hands {
     /// Why containers could not be started, by name.
     failures: BTreeMap<String, Waiting>,
     previous: Option<PodStatus>,
+    /// Whether the registry has the pod as active.
+    active: bool,
     prepared: Option<Prepared>,
     started: bool,
     /// When volumes were last made fresh.
@@ -118,6 +122,7 @@ impl Worker {
             recovered: false,
             failures: BTreeMap::new(),
             previous: None,
+            active: true,
             prepared: None,
             started: false,
             fresh: None,
@@ -354,7 +359,10 @@ impl Hands {
         let ctx = self.ctx.clone();
         let now = ctx.now();
         let every = SignedDuration::try_from(ctx.settings.sync_frequency).unwrap_or(SignedDuration::MAX);
-        if self.fresh.is_some_and(|fresh| now.duration_since(fresh) < every) {
+        if self
+            .fresh
+            .is_some_and(|fresh| fresh <= now && now.duration_since(fresh) < every)
+        {
             return;
         }
         self.fresh = Some(now);
@@ -481,8 +489,13 @@ impl Hands {
                 handler,
                 user_namespace,
                 facts: ctx.facts(),
-                keyring: keyring(&ctx, pod),
+                keyring: Arc::default(),
             });
+        }
+        // The node and its credentials may have changed since the last start.
+        if let Some(prepared) = &mut self.prepared {
+            prepared.facts = ctx.facts();
+            prepared.keyring = keyring(&ctx, pod);
         }
         let _phase = ctx.timelines.begin(uid, Phase::Volumes, None);
         let (volumes, of) = (ctx.volumes.clone(), pod.clone());
@@ -588,7 +601,8 @@ impl Hands {
         for order in &plan.start {
             let now = ctx.now();
             let pausing = self.failures.get(&order.name).and_then(|waiting| waiting.until);
-            if pausing.is_some_and(|until| now < until) {
+            // One that lies too far ahead is from before the clock was set back.
+            if pausing.is_some_and(|until| now < until && until.duration_since(now) <= LONGEST_PAUSE) {
                 all = false;
                 continue;
             }
@@ -681,10 +695,11 @@ impl Hands {
             self.started = true;
             ctx.timelines.finished(&observed.uid);
         }
-        if self.previous.as_ref() != Some(&status) {
-            ctx.registry
-                .publish(&observed.uid, pod, status.clone(), stage != Stage::Terminated);
+        let active = stage != Stage::Terminated;
+        if self.previous.as_ref() != Some(&status) || self.active != active {
+            ctx.registry.publish(&observed.uid, pod, status.clone(), active);
             self.previous = Some(status);
+            self.active = active;
         }
     }
 
@@ -844,10 +859,12 @@ fn user_namespace(ctx: &Context, pod: &Pod) -> Result<Option<kubelet_pods::cri::
         return Ok(None);
     }
     let uid = uid(pod);
-    let mut ranges = ctx.user_namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-    let range = match ranges.range(uid) {
-        Some(range) => range,
-        None => ranges.allocate(uid).map_err(|error| error.to_string())?,
+    let range = {
+        let mut ranges = ctx.user_namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        match ranges.range(uid) {
+            Some(range) => range,
+            None => ranges.allocate(uid).map_err(|error| error.to_string())?,
+        }
     };
     belongings::note_user_namespace(&ctx.facts(), uid, range).map_err(|error| error.to_string())?;
     Ok(Some(range))

@@ -119,3 +119,20 @@ fn what_ended_while_the_kubelet_was_away_is_told_as_it_was() {
         Ok(())
     });
 }
+
+#[test]
+fn a_manifest_changed_while_the_kubelet_was_away_takes_the_old_pods_place() {
+    with_kubelet(|bed| {
+        bed.apply("pod.json", &manifest("pod", &[sleeper("main")]))?;
+        let old = container_id(&bed.until_ready("pod")?, "main")?;
+        bed.kill_kubelet()?;
+        bed.apply("pod.json", &manifest("pod", &[sleeper("other")]))?;
+        bed.start_kubelet()?;
+        bed.until("pod", "replaced", |pod| {
+            is_ready(pod) && !container(pod, "other").is_null()
+        })?;
+        let left = bed.node.crictl()?.ok(&["ps", "-q", "--no-trunc"])?;
+        ensure!(!left.contains(&old), "the old pod goes on beside the new one");
+        Ok(())
+    });
+}

@@ -144,9 +144,15 @@ fn a_failing_liveness_probe_restarts_and_a_failing_readiness_probe_only_tells() 
 #[test]
 fn a_changed_manifest_is_another_pod_that_takes_the_first_ones_place() {
     with_kubelet(|bed| {
-        bed.apply("pod.json", &manifest("pod", &[sleeper("main")]))?;
+        // The port of the host is the old pod's until it is gone.
+        let with_port = |name: &str| {
+            let mut container = sleeper(name);
+            container["ports"] = json!([{ "containerPort": 8080, "hostPort": 18080 }]);
+            container
+        };
+        bed.apply("pod.json", &manifest("pod", &[with_port("main")]))?;
         let first = bed.until_ready("pod")?;
-        bed.apply("pod.json", &manifest("pod", &[sleeper("other")]))?;
+        bed.apply("pod.json", &manifest("pod", &[with_port("other")]))?;
         let second = bed.until("pod", "replaced", |pod| {
             is_ready(pod) && !container(pod, "other").is_null()
         })?;
