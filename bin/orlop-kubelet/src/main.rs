@@ -90,10 +90,11 @@ fn options(flags: &Flags, config: KubeletConfiguration) -> Options {
         .cert_dir
         .clone()
         .map_or_else(|| root.join("pki"), PathBuf::from);
+    // It may come later.
     let tokens = cert_dir.join(TOKENS);
     Options {
         config,
-        tokens: tokens.exists().then_some(tokens),
+        tokens: Some(tokens),
         local_client: Some(PathBuf::from(LOCAL_CLIENT)),
         root,
         cert_dir,

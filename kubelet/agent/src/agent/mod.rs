@@ -19,6 +19,7 @@ mod shutdown;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -46,6 +47,7 @@ use crate::node::capacity::{self, Capacity};
 use crate::node::cgroups::{self, Cgroups, Kernel, Tree};
 use crate::node::cpu::read_machine;
 use crate::node::eviction::thresholds_of;
+use crate::node::swap;
 use crate::pleg;
 use crate::probing::{Exec, NodeProbes, Prober};
 use crate::runtime::{Cri, socket_path};
@@ -77,7 +79,7 @@ pub struct Options {
     pub node_ip: Option<String>,
     /// `--node-labels`.
     pub labels: BTreeMap<String, String>,
-    /// Static tokens of the server's clients, if there are any.
+    /// Static tokens of the server's clients; while there is no such file there are none.
     pub tokens: Option<PathBuf>,
     /// Where the access of the node's own `orlop` is left, if anywhere.
     pub local_client: Option<PathBuf>,
@@ -133,6 +135,11 @@ impl Agent {
     /// See [`AgentError`].
     pub async fn prepare(options: Options) -> Result<Self, AgentError> {
         let config = options.config.clone();
+        // A kernel without swap has no such file.
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        if let Some(refusal) = swap::refusal(config.fail_swap_on, &swaps) {
+            return Err(AgentError::Setting(refusal.to_owned()));
+        }
         let metrics = KubeletMetrics::new();
         let cri = reach(&config, &metrics).await?;
         let version = cri
@@ -397,7 +404,7 @@ fn node_capacity(
     let memory = facts::meminfo("MemTotal");
     let machine = read_machine(Path::new("/sys"), memory)
         .map_err(|error| node("read the machine's topology", &error))?;
-    std::fs::create_dir_all(root).map_err(|error| node("make the kubelet's directory", &error))?;
+    make_root(root).map_err(|error| node("make the kubelet's directory", &error))?;
     let disk = nix::sys::statvfs::statvfs(root)
         .map_err(|error| node("measure the kubelet's file system", &error))?;
     let pids = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
@@ -415,6 +422,17 @@ fn node_capacity(
     let capacity = capacity::capacity(config, &observed, &hard)
         .map_err(|error| AgentError::Setting(error.to_string()))?;
     Ok((observed.machine, capacity))
+}
+
+/// Makes the kubelet's directory, for root and its group alone as upstream; one that is there stays as it is.
+fn make_root(root: &Path) -> std::io::Result<()> {
+    if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(root)
 }
 
 fn cgroup_tree(
@@ -628,8 +646,35 @@ fn server_config(options: &Options, place: &Place) -> Result<ServerConfig, Agent
     let ca = &config.authentication.x509.client_ca_file;
     wanted.client_ca = (!ca.is_empty()).then(|| PathBuf::from(ca));
     wanted.tokens.clone_from(&options.tokens);
+    wanted.tls = config.tls_version().unwrap_or_default();
     wanted.anonymous = config.authentication.anonymous.enabled;
     wanted.debugging = config.enable_debugging_handlers;
     wanted.system_logs = config.enable_system_log_handler;
     Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_kubelets_directory_is_for_root_and_its_group() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("lib/kubelet");
+        make_root(&root).expect("made");
+        let mode = |path: &Path| {
+            let found = std::fs::metadata(path).expect("there");
+            found.permissions().mode() & 0o777
+        };
+        assert_eq!(
+            mode(&root) & 0o027,
+            0,
+            "the group doesn't write, others do nothing"
+        );
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o755)).expect("changed");
+        make_root(&root).expect("it is there");
+        assert_eq!(mode(&root), 0o755, "the administrator's choice stays");
+    }
 }

@@ -239,6 +239,11 @@ fn impossible(config: &KubeletConfiguration) -> Vec<String> {
             config.memory_reservation_policy == "TieredReservation",
             "memoryReservationPolicy \"TieredReservation\" is not supported: memory would not be protected",
         ),
+        (
+            config.tls_version().is_none(),
+            "tlsMinVersion (--tls-min-version) must be one of: \"VersionTLS10\", \"VersionTLS11\", \"VersionTLS12\" or \
+             \"VersionTLS13\"",
+        ),
     ];
     let texts = found.into_iter().filter(|(holds, _)| *holds);
     texts
@@ -246,44 +251,105 @@ fn impossible(config: &KubeletConfiguration) -> Vec<String> {
         .collect()
 }
 
-/// Fields that are set, valid, and of which nothing comes here.
+/// Fields that are set, valid, and of which nothing comes here; dots lead into them.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("authentication.webhook", NO_API_SERVER),
+    ("authorization.webhook", NO_API_SERVER),
+    (
+        "configMapAndSecretChangeDetectionStrategy",
+        "objects come from the sources of pods",
+    ),
+    ("contentType", NO_API_SERVER),
+    (
+        "defaultPodSysctls",
+        "pods have the sysctls that they name themselves",
+    ),
     ("enableContentionProfiling", "there is no Go runtime to profile"),
+    ("enableControllerAttachDetach", NO_API_SERVER),
     ("enableDebugFlagsHandler", "there is no such endpoint"),
     ("enableProfilingHandler", "there is no such endpoint"),
     ("enableSystemLogQuery", "logs can be read, not queried"),
+    ("eventBurst", "events are kept in memory, within bounds"),
+    ("eventRecordQPS", "events are kept in memory, within bounds"),
+    ("hairpinMode", "the network's plugins decide"),
     ("iptablesDropBit", "upstream has none either"),
     ("iptablesMasqueradeBit", "upstream has none either"),
     ("kernelMemcgNotification", "memory is looked at every ten seconds"),
+    ("kubeAPIBurst", NO_API_SERVER),
+    ("kubeAPIQPS", NO_API_SERVER),
     ("makeIPTablesUtilChains", "no chain is made"),
+    ("maxOpenFiles", "the service manager sets the limit"),
     ("memoryThrottlingFactor", "memory.high is not set"),
     (
         "protectKernelDefaults",
         "kernel settings are neither changed nor checked",
     ),
-    ("rotateCertificates", "there is no API server yet"),
-    ("serverTLSBootstrap", "there is no API server yet"),
+    ("nodeLeaseDurationSeconds", NO_API_SERVER),
+    ("nodeStatusMaxImages", NO_API_SERVER),
+    ("nodeStatusReportFrequency", NO_API_SERVER),
+    ("nodeStatusUpdateFrequency", NO_API_SERVER),
+    ("podCIDR", "the network's plugins give addresses"),
+    ("providerID", NO_API_SERVER),
+    ("registerNode", NO_API_SERVER),
+    ("registerWithTaints", NO_API_SERVER),
+    (
+        "registryBurst",
+        "pulls are bounded by how many run at once, not by their rate",
+    ),
+    (
+        "registryPullQPS",
+        "pulls are bounded by how many run at once, not by their rate",
+    ),
+    ("rotateCertificates", NO_API_SERVER),
+    ("serverTLSBootstrap", NO_API_SERVER),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "upstream has none either"),
+    (
+        "tlsCipherSuites",
+        "the library's suites are served, all of them with forward secrecy",
+    ),
     ("tlsCurvePreferences", "the library's key exchanges are used"),
     ("tracing", "spans are not exported"),
+    ("userNamespaces", "each pod with one of its own has 65536 IDs"),
     ("volumePluginDir", "there is no FlexVolume"),
+    (
+        "volumeStatsAggPeriod",
+        "volumes are measured when they are asked about",
+    ),
 ];
+const NO_API_SERVER: &str = "there is no API server yet";
 
 fn without_effect(tree: &Value, config: &KubeletConfiguration) -> Vec<String> {
-    let asked = |value: &Value| !matches!(value, Value::Bool(false)) && value != &json!("");
-    let fields = WITHOUT_EFFECT
-        .iter()
-        .filter(|(name, _)| tree.get(*name).is_some_and(asked));
+    let fields = WITHOUT_EFFECT.iter().filter(|(name, _)| {
+        let pointer = format!("/{}", name.replace('.', "/"));
+        tree.pointer(&pointer).is_some_and(is_asked_for)
+    });
     let mut found: Vec<String> = fields
         .map(|(name, why)| format!("{name} has no effect: {why}"))
         .collect();
     if !config.logging.vmodule.is_empty() {
         found.push("logging.vmodule has no effect: there is one verbosity".to_owned());
     }
+    if matches!(config.tls_min_version.as_str(), "VersionTLS10" | "VersionTLS11") {
+        found.push(format!(
+            "tlsMinVersion {} has no effect: nothing below 1.2 is served",
+            config.tls_min_version
+        ));
+    }
     let unknown = config.feature_gates.keys().filter(|name| !gates::is_known(name));
     found.extend(unknown.map(|name| format!("feature gate {name} has no effect")));
     found
+}
+
+/// Whether a value wants something: neither off nor empty, nor made of such values alone.
+fn is_asked_for(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => fields.values().any(is_asked_for),
+        Value::Bool(true) | Value::Number(_) => true,
+    }
 }
 
 /// Fields that aren't pointers upstream, so that their zero isn't written.

@@ -23,8 +23,8 @@ pub use load::{ConfigError, Problem, Resolved, SourceText, configz, load, resolv
 pub use types::{
     AnonymousAuthentication, Authentication, Authorization, CrashLoopBackOff, JsonOptions,
     KubeletConfiguration, Logging, LoggingOptions, MemoryReservation, MemorySwap,
-    ShutdownGracePeriodByPodPriority, Taint, TextOptions, Tracing, UserNamespaces, VerbosityOfFile,
-    WebhookAuthentication, WebhookAuthorization, X509Authentication,
+    ShutdownGracePeriodByPodPriority, Taint, TextOptions, TlsVersion, Tracing, UserNamespaces,
+    VerbosityOfFile, WebhookAuthentication, WebhookAuthorization, X509Authentication,
 };
 pub use validation::validate;
 

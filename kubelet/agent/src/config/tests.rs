@@ -223,6 +223,66 @@ fn what_has_no_effect_is_warned_of_only_if_it_was_asked_for() {
         .unwrap()
         .warnings;
     assert_eq!(warnings.len(), 3, "{warnings:?}");
+    for (body, names) in [
+        (
+            "tlsCipherSuites: [TLS_AES_128_GCM_SHA256]",
+            vec!["tlsCipherSuites"],
+        ),
+        (
+            "registryPullQPS: 1\nregistryBurst: 2",
+            vec!["registryBurst", "registryPullQPS"],
+        ),
+        (
+            "eventRecordQPS: 1\neventBurst: 2",
+            vec!["eventBurst", "eventRecordQPS"],
+        ),
+        (
+            "authentication: {webhook: {enabled: true}}",
+            vec!["authentication.webhook"],
+        ),
+        ("authentication: {webhook: {enabled: false}}", vec![]),
+        ("authentication: {anonymous: {enabled: false}}", vec![]),
+        (
+            "authorization: {webhook: {cacheAuthorizedTTL: 1m}}",
+            vec!["authorization.webhook"],
+        ),
+        ("tlsMinVersion: VersionTLS11", vec!["tlsMinVersion"]),
+        ("tlsMinVersion: VersionTLS13", vec![]),
+    ] {
+        let warnings = resolved(&[text("k", &format!("{body}\n"))], &[])
+            .unwrap()
+            .warnings;
+        let told: Vec<&str> = warnings
+            .iter()
+            .filter_map(|one| one.split_whitespace().next())
+            .collect();
+        assert_eq!(told, names, "{body}: {warnings:?}");
+    }
+}
+
+#[test]
+fn the_oldest_tls_is_what_is_said_and_never_below_1_2() {
+    let version = |name: &str| {
+        KubeletConfiguration {
+            tls_min_version: name.to_owned(),
+            ..KubeletConfiguration::default()
+        }
+        .tls_version()
+    };
+    for (name, wanted) in [
+        ("", Some(TlsVersion::V12)),
+        ("VersionTLS10", Some(TlsVersion::V12)),
+        ("VersionTLS12", Some(TlsVersion::V12)),
+        ("VersionTLS13", Some(TlsVersion::V13)),
+        ("VersionTLS14", None),
+    ] {
+        assert_eq!(version(name), wanted, "{name}");
+    }
+    let found = complaints(resolved(&[text("k", "tlsMinVersion: TLS1.3\n")], &[]));
+    assert!(
+        found.contains("tlsMinVersion (--tls-min-version) must be one of"),
+        "{found}"
+    );
 }
 
 #[test]

@@ -293,6 +293,28 @@ pub struct KubeletConfiguration {
     pub user_namespaces: Option<UserNamespaces>,
 }
 
+/// The versions of TLS that the server can be told to begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsVersion {
+    /// 1.2, the default; nothing older is served.
+    #[default]
+    V12,
+    /// 1.3.
+    V13,
+}
+
+impl KubeletConfiguration {
+    /// The oldest version of TLS that is served (`tlsMinVersion`); `None` for a name that upstream doesn't know either.
+    #[must_use]
+    pub fn tls_version(&self) -> Option<TlsVersion> {
+        match self.tls_min_version.as_str() {
+            "" | "VersionTLS10" | "VersionTLS11" | "VersionTLS12" => Some(TlsVersion::V12),
+            "VersionTLS13" => Some(TlsVersion::V13),
+            _ => None,
+        }
+    }
+}
+
 /// Who may be whom on the server.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -16,4 +16,5 @@ pub mod memory;
 pub mod oom;
 pub mod resources;
 pub mod shutdown;
+pub mod swap;
 pub mod topology;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::authz::Authorizer;
+use crate::config::TlsVersion;
 
 /// What the server is told; the names in brackets are KubeletConfiguration's.
 #[derive(Clone)]
@@ -24,7 +25,9 @@ pub struct ServerConfig {
     pub names: Vec<String>,
     /// Certificates that sign clients' ones (`authentication.x509.clientCAFile`).
     pub client_ca: Option<PathBuf>,
-    /// Static tokens: lines of `token,user,uid,"group1,group2"`.
+    /// The oldest version of TLS that is served (`tlsMinVersion`).
+    pub tls: TlsVersion,
+    /// Static tokens: lines of `token,user,uid,"group1,group2"`; none while there is no such file.
     pub tokens: Option<PathBuf>,
     /// A folder where `node-client.yaml` is left for `orlop` on this node, if anywhere: with the server's address, its
     /// certificate, and a token that is made anew at every start and may do everything. Only the folder's owner reads it.
@@ -39,7 +42,7 @@ pub struct ServerConfig {
     pub system_logs: bool,
     /// What `/logs/` shows.
     pub log_dir: PathBuf,
-    /// Where checkpoints go.
+    /// Where checkpoints go; made for root alone.
     pub checkpoint_dir: PathBuf,
     /// Bounds.
     pub limits: Limits,
@@ -99,6 +102,7 @@ impl ServerConfig {
             cert_dir: root.join("pki"),
             names: Vec::new(),
             client_ca: None,
+            tls: TlsVersion::default(),
             tokens: None,
             local_client: None,
             anonymous: false,

@@ -4,8 +4,9 @@
 //! certificates when there is a CA for them, but any certificate passes the handshake (its signature aside): whether it is
 //! trusted is found out afterwards, so that a wrong one gets a 401 like a wrong token, and not a broken connection.
 //!
-//! A change is noticed at the next connection, at most once a second. Files that can't be used leave what was there
-//! before in force.
+//! A change is noticed at the next connection or request, at most once a second. Files that can't be used leave what was
+//! there before in force, but a token file that was removed takes its tokens along. Requests are judged by what is in force
+//! when they come, also on connections that were made before.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,6 +25,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureS
 
 use super::config::{CertificateFiles, ServerConfig};
 use super::identity::{TokenFileError, Tokens};
+use crate::config::TlsVersion;
 
 /// How often files are looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -109,6 +111,7 @@ struct Sources {
     certificate: CertificateFiles,
     client_ca: Option<PathBuf>,
     tokens: Option<PathBuf>,
+    tls: TlsVersion,
     /// The token of `orlop` on this node.
     local: Option<String>,
 }
@@ -133,6 +136,7 @@ impl Reloading {
             certificate,
             client_ca: config.client_ca.clone(),
             tokens: config.tokens.clone(),
+            tls: config.tls,
             local: config.local_client.as_ref().map(|_| random_token()).transpose()?,
         };
         let stamps = sources.stamps();
@@ -241,7 +245,7 @@ impl Sources {
             source,
         };
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions(self.tls))
             .map_err(unusable)?;
         let builder = match &clients {
             Some(verifier) => builder.with_client_cert_verifier(Arc::new(AskOnly {
@@ -255,7 +259,7 @@ impl Sources {
         let mut tokens = self
             .tokens
             .as_deref()
-            .map(Tokens::load)
+            .map(tokens_in)
             .transpose()?
             .unwrap_or_default();
         if let Some(token) = &self.local {
@@ -266,6 +270,25 @@ impl Sources {
             clients,
             tokens,
         })
+    }
+}
+
+/// The versions of TLS from one on.
+fn versions(oldest: TlsVersion) -> &'static [&'static rustls::SupportedProtocolVersion] {
+    static NEW: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+    match oldest {
+        TlsVersion::V12 => rustls::DEFAULT_VERSIONS,
+        TlsVersion::V13 => NEW,
+    }
+}
+
+/// The tokens in a file; none where there is no file.
+fn tokens_in(path: &Path) -> Result<Tokens, TokenFileError> {
+    match Tokens::load(path) {
+        Err(TokenFileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(Tokens::default())
+        }
+        loaded => loaded,
     }
 }
 

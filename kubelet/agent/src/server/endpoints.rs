@@ -415,7 +415,12 @@ impl Service {
             Err(error) => return failure(&error.message),
         };
         let folder = self.config.checkpoint_dir.clone();
-        let made = tokio::fs::create_dir_all(&folder).await;
+        // They hold what containers had in memory.
+        let made = tokio::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .await;
         if let Err(error) = made {
             return failure(&format!("failed to make {}: {error}", folder.display()));
         }

@@ -1,7 +1,8 @@
 //! Connections: accepted up to a bound, served as HTTP, drained at the end.
 //!
 //! Every wait for a client has an end: the handshake, a request's head, its body, and its taking more of an answer. Tunnels
-//! alone may be silent for as long as they like. When the server is told to stop it stops listening, lets requests that run
+//! alone may be silent for as long as they like; a connection without a request under way is closed after a while, with
+//! HTTP/2 too, where pings alone would keep it. When the server is told to stop it stops listening, lets requests that run
 //! finish, and cuts what is left when the time to drain is over.
 
 use std::convert::Infallible;
@@ -15,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Request;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -26,9 +27,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 
-use super::answers::Answer;
+use super::answers::{Answer, Body};
 use super::config::Limits;
-use super::credentials::{Credentials, Reloading};
+use super::credentials::Reloading;
 
 /// The longest request head, in bytes.
 const MAX_HEAD: usize = 64 << 10;
@@ -60,8 +61,8 @@ pub(super) enum Door {
 #[derive(Clone)]
 pub(super) struct Peer {
     pub(super) door: Door,
-    /// What was in force when the connection was made; only with TLS.
-    pub(super) credentials: Option<Arc<Credentials>>,
+    /// What is in force; only with TLS.
+    pub(super) reloading: Option<Arc<Reloading>>,
     /// The client's certificates, not yet judged.
     pub(super) certificates: Arc<Vec<CertificateDer<'static>>>,
     /// The right to be connected: held by tunnels, too.
@@ -124,7 +125,7 @@ impl Listener {
                 Ok((stream, from)) => {
                     let connection = Connection {
                         door: self.door,
-                        credentials: self.reloading.as_ref().map(|reloading| reloading.current()),
+                        reloading: self.reloading.clone(),
                         limits: self.limits,
                         permit: Arc::new(permit),
                         stage: serving.clone(),
@@ -152,7 +153,7 @@ impl Listener {
 
 struct Connection {
     door: Door,
-    credentials: Option<Arc<Credentials>>,
+    reloading: Option<Arc<Reloading>>,
     limits: Limits,
     permit: Arc<OwnedSemaphorePermit>,
     stage: watch::Receiver<Stage>,
@@ -166,7 +167,7 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let patient = Arc::new(AtomicBool::new(false));
         let stream = Impatient::new(stream, self.limits.stall, patient.clone());
-        let ended = match self.credentials.clone() {
+        let ended = match self.reloading.as_ref().map(|reloading| reloading.current()) {
             None => {
                 let peer = self.peer(Vec::new(), patient);
                 self.http1(stream, respond, peer).await
@@ -203,7 +204,7 @@ impl Connection {
     fn peer(&self, certificates: Vec<CertificateDer<'static>>, patient: Arc<AtomicBool>) -> Peer {
         Peer {
             door: self.door,
-            credentials: self.credentials.clone(),
+            reloading: self.reloading.clone(),
             certificates: Arc::new(certificates),
             _permit: self.permit.clone(),
             patient,
@@ -245,9 +246,17 @@ impl Connection {
         respond: Arc<R>,
         peer: Peer,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let (counting, mut streams) = watch::channel(0);
+        let counting = Arc::new(counting);
         let service = service_fn(move |request| {
+            let stream = Stream::begin(counting.clone());
             let answer = respond.clone().respond(request, peer.clone());
-            async move { Ok::<_, Infallible>(answer.await) }
+            async move {
+                Ok::<_, Infallible>(answer.await.map(|body| Counted {
+                    body,
+                    _stream: stream,
+                }))
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -260,12 +269,73 @@ impl Connection {
         tokio::select! {
             ended = connection.as_mut() => return Ok(ended?),
             _ = self.stage.wait_for(|stage| *stage != Stage::Serving) => {}
+            () = idle(&mut streams, self.limits.head) => {}
         }
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = connection => Ok(ended?),
             _ = self.stage.wait_for(|stage| *stage == Stage::Closed) => Ok(()),
+            // It was told that this is the end, and has had the time to take what it was still owed.
+            () = idle(&mut streams, self.limits.stall) => Ok(()),
         }
+    }
+}
+
+/// Ready once no stream has been under way for so long.
+async fn idle(streams: &mut watch::Receiver<usize>, patience: Duration) {
+    loop {
+        if streams.wait_for(|count| *count == 0).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            // One may have begun and ended already: the time begins anew all the same.
+            changed = streams.changed() => if changed.is_err() {
+                return;
+            },
+            () = tokio::time::sleep(patience) => return,
+        }
+    }
+}
+
+/// A stream of an HTTP/2 connection, from its request to the end of its answer.
+struct Stream(Arc<watch::Sender<usize>>);
+
+impl Stream {
+    fn begin(counting: Arc<watch::Sender<usize>>) -> Self {
+        counting.send_modify(|count| *count += 1);
+        Self(counting)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// A body whose stream is under way until it ends.
+struct Counted {
+    body: Body,
+    _stream: Stream,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = <Body as hyper::body::Body>::Data;
+    type Error = <Body as hyper::body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

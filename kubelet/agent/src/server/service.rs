@@ -136,7 +136,7 @@ impl Service {
 
     /// Who asks. Somebody whose credentials are wrong is nobody, not even anonymous.
     fn identify(&self, request: &Request<Incoming>, peer: &Peer) -> Option<User> {
-        let credentials = peer.credentials.as_ref()?;
+        let credentials = peer.reloading.as_ref()?.current();
         let mut wrong = false;
         if let Some(verifier) = &credentials.clients
             && !peer.certificates.is_empty()

@@ -139,6 +139,107 @@ async fn http2_is_spoken_too() {
 }
 
 #[tokio::test]
+async fn an_http2_connection_without_requests_is_closed() {
+    let bed = Bed::with(|config| config.limits.head = Duration::from_millis(200)).await;
+    let stream = tls(bed.address, &bed.own_certificate(), None, b"h2")
+        .await
+        .unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    let ended = tokio::spawn(connection);
+    std::fs::write(&bed.fake.log, "2026-01-01T00:00:00Z stdout F one\n").unwrap();
+    let follow = Request::builder()
+        .uri(format!(
+            "https://{}/containerLogs/default/web/app?follow=true",
+            bed.address
+        ))
+        .header("authorization", ADMIN)
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    let mut follow = sender.send_request(follow).await.unwrap().into_body();
+    let first = follow.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(first, "one\n");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(!ended.is_finished(), "an answer is under way");
+    drop(follow);
+    // The sender is kept: it is the server that ends the connection.
+    tokio::time::timeout(Duration::from_secs(10), ended)
+        .await
+        .expect("the server ends it")
+        .unwrap()
+        .unwrap();
+    drop(sender);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_made_before_is_judged_by_the_tokens_of_now() {
+    let bed = Bed::new().await;
+    let stream = TokioIo::new(bed.connect(None).await);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let answer = sender
+        .send_request(request("GET", "/pods", ADMIN, ""))
+        .await
+        .unwrap();
+    assert_eq!(read(answer).await.0, StatusCode::OK);
+    std::fs::remove_file(bed.folder.path().join("tokens.csv")).unwrap();
+    let mut code = StatusCode::OK;
+    for _ in 0..100 {
+        let answer = sender
+            .send_request(request("GET", "/pods", ADMIN, ""))
+            .await
+            .unwrap();
+        code = read(answer).await.0;
+        if code == StatusCode::UNAUTHORIZED {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(
+        code,
+        StatusCode::UNAUTHORIZED,
+        "the file is gone, and its tokens with it"
+    );
+}
+
+#[tokio::test]
+async fn tokens_may_come_later_and_the_local_client_may_not_be_writable() {
+    let bed = Bed::with(|config| {
+        config.tokens = Some("/nowhere/tokens.csv".into());
+        config.local_client = Some("/proc/no/such/folder".into());
+    })
+    .await;
+    assert_eq!(bed.get("/pods").await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn nothing_older_than_the_configured_tls_is_served() {
+    let bed = Bed::with(|config| config.tls = crate::config::TlsVersion::V13).await;
+    let connect = async |version: &'static rustls::SupportedProtocolVersion| {
+        let mut roots = rustls::RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_file(bed.own_certificate()).unwrap())
+            .unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(bed.address).await.unwrap();
+        let name = ServerName::try_from("node-1").unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .is_ok()
+    };
+    assert!(connect(&rustls::version::TLS13).await);
+    assert!(!connect(&rustls::version::TLS12).await);
+}
+
+#[tokio::test]
 async fn its_own_certificate_is_kept_and_only_root_reads_the_key() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut bed = Bed::new().await;

@@ -188,6 +188,9 @@ async fn a_checkpoint_is_where_upstream_puts_it() {
         location.starts_with(folder.to_str().unwrap()) && location.ends_with("Z.tar"),
         "{location}"
     );
+    let folder = std::fs::metadata(bed.folder.path().join("checkpoints")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&folder.permissions());
+    assert_eq!(mode & 0o777, 0o700);
     let asked = bed.fake.asked.lock().unwrap().clone();
     let Asked::Checkpoint(request) = &asked[0] else {
         panic!("{asked:?}")
