@@ -168,9 +168,11 @@ impl Allocations for NodeAdmission {
         let node = self.node.read().unwrap_or_else(PoisonError::into_inner);
         let others: Vec<&Pod> = active.iter().map(|pod| &**pod).collect();
         match admit(pod, &node, &others) {
-            Admission::Admitted => self.placement.admit(pod),
+            Admission::Admitted => self.placement.admit(pod, &[]),
             Admission::Rejected(rejection) => Err((rejection.reason, rejection.message)),
             Admission::Preempt { victims } => {
+                // First, so that nobody ends for a pod that is refused all the same.
+                self.placement.admit(pod, &victims)?;
                 for victim in victims {
                     let kill = kubelet_pods::worker::Update::Kill {
                         cause: kubelet_pods::worker::Cause::Killed,
@@ -179,7 +181,7 @@ impl Allocations for NodeAdmission {
                     };
                     self.registry.tell(&victim, kill);
                 }
-                self.placement.admit(pod)
+                Ok(())
             }
         }
     }

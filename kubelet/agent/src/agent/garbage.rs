@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use controlplane_api::k8s_openapi::api::core::v1::Pod;
 use cri_api::v1;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
@@ -19,11 +20,12 @@ use tracing::{debug, info, warn};
 use super::node_stats::file_system;
 use crate::config::KubeletConfiguration;
 use crate::events::{EventType, Regarding};
+use crate::images::reference::{registry_and_path, with_default_tag};
 use crate::metrics::KubeletMetrics;
 use crate::node::garbage::containers::{self, Dead, PodState};
 use crate::node::garbage::images::{self, Disk, Image, Images};
 use crate::runtime::CallError;
-use crate::runtime::observe::labels::{CONTAINER_NAME, POD_UID};
+use crate::runtime::observe::labels::{CONTAINER_NAME, POD_UID, RESTART_COUNT};
 use crate::sync::Context;
 
 /// How often images are looked at, as upstream.
@@ -83,7 +85,7 @@ impl Garbage {
     }
 
     /// Removes dead containers and sandboxes that aren't needed; when the node is short of room (`everything`), all of
-    /// pods that have ended too.
+    /// pods that have ended too. One that can't be removed keeps none of the others.
     pub(super) async fn remove_dead(&self, everything: bool) -> Result<(), CallError> {
         let cri = &self.ctx.cri;
         let (sandboxes, containers) = tokio::try_join!(
@@ -111,15 +113,25 @@ impl Garbage {
         );
         for id in plan.containers {
             let log = self.log_of(&id).await;
-            let request = v1::RemoveContainerRequest { container_id: id };
-            cri.remove_container(request).await?;
-            if let Some(log) = log {
-                self.remove_log(log).await;
+            let request = v1::RemoveContainerRequest {
+                container_id: id.clone(),
+            };
+            match cri.remove_container(request).await {
+                Ok(_) => {
+                    if let Some(log) = log {
+                        self.remove_log(log).await;
+                    }
+                }
+                Err(error) => warn!(container = id, %error, "failed to remove a dead container"),
             }
         }
         for id in plan.sandboxes {
-            let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id };
-            cri.remove_pod_sandbox(request).await?;
+            let request = v1::RemovePodSandboxRequest {
+                pod_sandbox_id: id.clone(),
+            };
+            if let Err(error) = cri.remove_pod_sandbox(request).await {
+                warn!(sandbox = id, %error, "failed to remove a sandbox that is over");
+            }
         }
         Ok(())
     }
@@ -167,7 +179,8 @@ impl Garbage {
                 pinned: one.pinned,
             })
             .collect();
-        let in_use = in_use(&listed.images, &containers.containers);
+        let mounted = mounted_images(&ctx.registry.active());
+        let in_use = in_use(&listed.images, &containers.containers, &mounted);
         let plan = if everything {
             seen.all_unused(&images, &in_use, ctx.now())
         } else {
@@ -241,9 +254,39 @@ impl Garbage {
     }
 }
 
-/// The images that containers use, dead ones too: by ID, tag or digest, whichever the runtime tells.
-fn in_use(images: &[v1::Image], containers: &[v1::Container]) -> BTreeSet<String> {
-    let mut named = BTreeSet::new();
+/// The images that volumes of pods are made of, by every name that the runtime may know them by.
+fn mounted_images(pods: &[Arc<Pod>]) -> BTreeSet<String> {
+    let volumes = pods
+        .iter()
+        .filter_map(|pod| pod.spec.as_ref())
+        .flat_map(|spec| spec.volumes.iter().flatten());
+    let references = volumes.filter_map(|volume| volume.image.as_ref()?.reference.as_ref());
+    references.flat_map(|reference| names_of(reference)).collect()
+}
+
+/// A reference as it was written, with the tag that is meant, and with registry and repository in full.
+fn names_of(reference: &str) -> Vec<String> {
+    let mut names = vec![reference.to_owned()];
+    if let Ok(tagged) = with_default_tag(reference) {
+        let (registry, repository) = registry_and_path(&tagged);
+        let place = format!("{registry}/{repository}");
+        match tagged.split_once('@') {
+            // A digest counts more than a tag.
+            Some((_, digest)) => names.push(format!("{place}@{digest}")),
+            None => names.extend(tagged.rsplit_once(':').map(|(_, tag)| format!("{place}:{tag}"))),
+        }
+        names.push(tagged);
+    }
+    names
+}
+
+/// The images that containers use, dead ones too, and those `mounted`: by ID, tag or digest, whichever is told.
+fn in_use(
+    images: &[v1::Image],
+    containers: &[v1::Container],
+    mounted: &BTreeSet<String>,
+) -> BTreeSet<String> {
+    let mut named: BTreeSet<&str> = mounted.iter().map(String::as_str).collect();
     for container in containers {
         named.insert(container.image_id.as_str());
         named.insert(container.image_ref.as_str());
@@ -273,11 +316,13 @@ fn plan(
             one.labels.get(CONTAINER_NAME)?.clone(),
         ))
     };
-    let mut newest: BTreeMap<(String, String), i64> = BTreeMap::new();
+    // The attempt counts first: the clock may have stepped back.
+    let age = |one: &v1::Container| (attempt(one), one.created_at);
+    let mut newest: BTreeMap<(String, String), (u32, i64)> = BTreeMap::new();
     for one in all {
         if let Some(key) = key(one) {
-            let latest = newest.entry(key).or_insert(one.created_at);
-            *latest = one.created_at.max(*latest);
+            let latest = newest.entry(key).or_insert(age(one));
+            *latest = age(one).max(*latest);
         }
     }
     let dead: Vec<Dead> = all
@@ -286,12 +331,13 @@ fn plan(
         .filter_map(|one| {
             let (uid, name) = key(one)?;
             // The current one stays beside the one that `lastState` tells of.
-            let current = newest.get(&(uid.clone(), name.clone())) == Some(&one.created_at);
+            let current = newest.get(&(uid.clone(), name.clone())) == Some(&age(one));
             let spared = current && !(everything && state(&uid) == PodState::Ended);
             (!spared).then(|| Dead {
                 id: one.id.clone(),
                 uid,
                 name,
+                attempt: attempt(one),
                 created: time(one.created_at),
             })
         })
@@ -308,6 +354,7 @@ fn plan(
             Some(containers::Sandbox {
                 id: one.id.clone(),
                 uid: one.labels.get(POD_UID)?.clone(),
+                attempt: one.metadata.as_ref().map_or(0, |metadata| metadata.attempt),
                 created: time(one.created_at),
                 ready: one.state() == v1::PodSandboxState::SandboxReady,
                 has_containers: held.any(|container| !gone.contains(&container.id)),
@@ -325,6 +372,15 @@ fn plan(
         containers: gone,
         sandboxes: over,
     }
+}
+
+/// Which of its name a container is: what the kubelet noted, else what the runtime was told.
+fn attempt(one: &v1::Container) -> u32 {
+    let noted = one.annotations.get(RESTART_COUNT);
+    noted
+        .and_then(|text| text.parse().ok())
+        .or_else(|| Some(one.metadata.as_ref()?.attempt))
+        .unwrap_or(0)
 }
 
 /// Removes a container's log, and what it was rotated to. Blocks.

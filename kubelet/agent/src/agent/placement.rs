@@ -2,9 +2,9 @@
 //!
 //! A pod is admitted once each of its containers has what it may have for itself; what that is outlives restarts in
 //! upstream's state files. Containers without CPUs of their own run on what is left, and are told when that changes
-//! ([`reconcile`]). With the policies `none` nothing is done at all.
+//! ([`reconcile`]); each is told again until the runtime took it. With the policies `none` nothing is done at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -112,13 +112,15 @@ impl Placement {
         held.cpus.is_none() && held.memory.is_none()
     }
 
-    /// Gives each container of a pod what it may have for itself, or none of them anything.
-    pub(super) fn admit(&self, pod: &Pod) -> Result<(), Refusal> {
+    /// Gives each container of a pod what it may have for itself, or none of them anything. What pods have that are
+    /// `ending` for its sake is free already: until they have ended, they run on the shared CPUs.
+    pub(super) fn admit(&self, pod: &Pod, ending: &[String]) -> Result<(), Refusal> {
         let mut held = self.held();
         if held.cpus.is_none() && held.memory.is_none() {
             return Ok(());
         }
         let mut next = held.clone();
+        next.retain(|uid| !ending.iter().any(|victim| victim == uid));
         self.place(&mut next, pod)?;
         next.restored
             .remove(pod.metadata.uid.as_deref().unwrap_or_default());
@@ -219,12 +221,7 @@ impl Placement {
     fn retain(&self, there: impl Fn(&str) -> bool) {
         let mut held = self.held();
         let before = held.counts();
-        if let Some(cpus) = &mut held.cpus {
-            cpus.release_all_but(&there);
-        }
-        if let Some(memory) = &mut held.memory {
-            memory.release_all_but(&there);
-        }
+        held.retain(there);
         if held.counts() != before
             && let Err(error) = self.keep(&held)
         {
@@ -247,14 +244,18 @@ impl Placement {
         }
         Ok(())
     }
-
-    /// The CPUs of those that have none of their own; none without the policy.
-    fn shared(&self) -> Option<CpuSet> {
-        self.held().cpus.as_ref().map(|cpus| cpus.shared().clone())
-    }
 }
 
 impl Held {
+    fn retain(&mut self, there: impl Fn(&str) -> bool) {
+        if let Some(cpus) = &mut self.cpus {
+            cpus.release_all_but(&there);
+        }
+        if let Some(memory) = &mut self.memory {
+            memory.release_all_but(&there);
+        }
+    }
+
     /// How many pods have CPUs and memory.
     fn counts(&self) -> (usize, usize) {
         (
@@ -348,7 +349,7 @@ fn unexpected(error: String) -> Refusal {
     )
 }
 
-/// Tells running containers of the shared CPUs whenever these change, for ever.
+/// Tells running containers of the shared CPUs where they don't know them yet, for ever.
 pub(super) async fn reconcile(admission: Arc<super::adapters::NodeAdmission>, cri: Cri, period: Duration) {
     let placement = &admission.placement;
     if placement.is_idle() {
@@ -357,25 +358,25 @@ pub(super) async fn reconcile(admission: Arc<super::adapters::NodeAdmission>, cr
     }
     let mut ticks = tokio::time::interval(period.max(LEAST_INTERVAL));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = None;
+    let mut told = BTreeMap::new();
     loop {
         ticks.tick().await;
-        let shared = placement.shared();
-        if shared == told {
-            continue;
-        }
-        match share(placement, &cri).await {
-            Ok(()) => told = shared,
-            Err(error) => warn!(%error, "failed to tell containers of the shared CPUs"),
+        if let Err(error) = share(placement, &cri, &mut told).await {
+            warn!(%error, "failed to find the containers that share CPUs");
         }
     }
 }
 
-async fn share(placement: &Placement, cri: &Cri) -> Result<(), CallError> {
+/// Tells those that don't know it yet. One that can't be told keeps none of the others, and is told at the next tick.
+async fn share(
+    placement: &Placement,
+    cri: &Cri,
+    told: &mut BTreeMap<String, String>,
+) -> Result<(), CallError> {
     let listed = cri.list_containers(v1::ListContainersRequest::default()).await?;
-    for (id, cpus) in sharing(placement, &listed.containers) {
+    for (id, cpus) in untold(sharing(placement, &listed.containers), told) {
         let linux = v1::LinuxContainerResources {
-            cpuset_cpus: cpus,
+            cpuset_cpus: cpus.clone(),
             ..Default::default()
         };
         let request = v1::UpdateContainerResourcesRequest {
@@ -384,12 +385,24 @@ async fn share(placement: &Placement, cri: &Cri) -> Result<(), CallError> {
             ..Default::default()
         };
         match cri.update_container_resources(request).await {
-            Ok(_) => debug!(container = id, "told of the shared CPUs"),
+            Ok(_) => {
+                debug!(container = id, cpus, "told of the shared CPUs");
+                told.insert(id, cpus);
+            }
             Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
+            Err(error) => warn!(container = id, %error, "failed to tell a container of the shared CPUs"),
         }
     }
     Ok(())
+}
+
+/// What containers are still to be told, by what each was `told`; those that are gone are forgotten.
+fn untold(sharing: Vec<(String, String)>, told: &mut BTreeMap<String, String>) -> Vec<(String, String)> {
+    told.retain(|id, _| sharing.iter().any(|(there, _)| there == id));
+    sharing
+        .into_iter()
+        .filter(|(id, cpus)| told.get(id) != Some(cpus))
+        .collect()
 }
 
 /// Running containers without CPUs of their own, and the CPUs that they may run on.

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use super::adapters::NodeAdmission;
 use super::garbage::Garbage;
+use super::serving::optional;
 use crate::config::KubeletConfiguration;
 use crate::events::EventType;
 use crate::metrics::KubeletMetrics;
@@ -29,6 +30,7 @@ use crate::node::eviction::{
     thresholds_of,
 };
 use crate::node::resources::limits_of;
+use crate::runtime::{CallError, Cri};
 use crate::sync::Context;
 
 /// How often the node is looked at, as upstream.
@@ -95,7 +97,8 @@ impl Pressure {
         let pods = self.ctx.registry.active();
         let limited: Vec<_> = pods.iter().filter(|pod| has_disk_limits(pod)).cloned().collect();
         let usage = if self.settings.local_storage && !limited.is_empty() {
-            self.usage(&limited).await
+            // What isn't known exceeds nothing.
+            self.usage(&limited).await.unwrap_or_default()
         } else {
             BTreeMap::new()
         };
@@ -133,7 +136,8 @@ impl Pressure {
             }
         }
         let pods = self.ctx.registry.active();
-        let usage = self.usage(&pods).await;
+        // Without it all would rank alike, and the wrong one would go: the next look may know more.
+        let usage = self.usage(&pods).await?;
         let Some(eviction) = shortage.victim(&self.settings, &candidates(&pods, &usage)) else {
             warn!(signal, "the node runs low, and there is no pod to evict");
             return None;
@@ -152,20 +156,15 @@ impl Pressure {
         seen.await
     }
 
-    /// What pods use, by UID; nothing of those that couldn't be asked.
-    async fn usage(&self, pods: &[Arc<Pod>]) -> BTreeMap<String, Usage> {
-        let request = v1::ListPodSandboxStatsRequest::default();
-        let stats = match self.ctx.cri.list_pod_sandbox_stats(request).await {
-            Ok(answer) => answer.stats,
-            Err(error) => {
-                warn!(%error, "the CRI daemon doesn't tell what pods use");
-                Vec::new()
-            }
-        };
+    /// What pods use, by UID; `None` when the runtime doesn't tell.
+    async fn usage(&self, pods: &[Arc<Pod>]) -> Option<BTreeMap<String, Usage>> {
+        let measured = measured(&self.ctx.cri).await.inspect_err(|error| {
+            warn!(%error, "the CRI daemon doesn't tell what pods use");
+        });
+        let mut used = measured.ok()?;
         let (ctx, pods) = (self.ctx.clone(), pods.to_vec());
         let read = self.ctx.blocking(move || {
             let logs = ctx.facts().pod_logs_dir.clone();
-            let mut used = observe::of_runtime(&stats);
             for pod in &pods {
                 let uid = pod.metadata.uid.clone().unwrap_or_default();
                 let volumes = ctx.volumes.usage(&uid).unwrap_or_default();
@@ -173,7 +172,7 @@ impl Pressure {
             }
             used
         });
-        read.await.unwrap_or_default()
+        read.await
     }
 
     fn tell_conditions(&self, conditions: &BTreeSet<Condition>) {
@@ -218,6 +217,17 @@ impl Pressure {
         }
         warn!(?uids, "evicted pods haven't ended yet");
     }
+}
+
+/// What the runtime measures of pods, by UID; of a runtime without statistics of sandboxes what those of containers add up
+/// to.
+async fn measured(cri: &Cri) -> Result<BTreeMap<String, Usage>, CallError> {
+    let sandboxes = cri.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default());
+    if let Some(answer) = optional(sandboxes.await)? {
+        return Ok(observe::of_runtime(&answer.stats));
+    }
+    let containers = cri.list_container_stats(v1::ListContainerStatsRequest::default());
+    Ok(observe::of_containers(&containers.await?.stats))
 }
 
 /// What an evicted pod's worker is told.

@@ -244,7 +244,7 @@ impl Kubelet for Serving {
 }
 
 /// None where the runtime hasn't got that call.
-fn optional<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
+pub(super) fn optional<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if error.code == tonic::Code::Unimplemented => Ok(None),

@@ -1,7 +1,8 @@
 //! Ends pods in order when the machine shuts down, while logind waits.
 //!
 //! A thread listens to the bus, since that blocks; what it hears goes to a task, which ends the pods group by group and
-//! then lets go of the inhibitor. A machine without logind is tried again now and then, and goes on without.
+//! then lets go of the inhibitor. A machine without logind is tried again now and then, and goes on without; that is told
+//! once.
 
 use std::fs;
 use std::io;
@@ -28,6 +29,9 @@ use crate::sync::Context;
 const RETRY: Duration = Duration::from_secs(30);
 /// How often the task looks whether pods have ended.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long logind is waited for at first after it was told to read its configuration, and how often, as upstream.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const PAUSES: usize = 5;
 /// What pods have that don't say how long.
 const DEFAULT_GRACE: i64 = 30;
 
@@ -131,10 +135,15 @@ async fn end(ctx: &Context, pods: &[(String, i64)], seconds: i64) {
 
 /// Listens to logind until nobody wants to hear of it.
 fn listen(seconds: i64, held: &Held, tell: &mpsc::Sender<bool>) {
+    let mut told = false;
     while !tell.is_closed() {
         match listen_once(seconds, held, tell) {
             Ok(()) => return,
-            Err(error) => debug!(%error, "logind can't be listened to"),
+            Err(error) if told => debug!(%error, "logind can't be listened to"),
+            Err(error) => {
+                warn!(%error, "logind can't be listened to: shutdowns won't wait for pods");
+                told = true;
+            }
         }
         std::thread::sleep(RETRY);
     }
@@ -147,6 +156,14 @@ fn listen_once(seconds: i64, held: &Held, tell: &mpsc::Sender<bool>) -> io::Resu
     if logind.longest_delay()? < wanted {
         raise(&Path::new("/etc/systemd").join(DROP_IN), seconds)?;
         logind.reload()?;
+        let longest = settle(wanted, || logind.longest_delay(), std::thread::sleep)?;
+        if longest < wanted {
+            warn!(
+                wanted_seconds = seconds,
+                longest_seconds = longest.as_secs(),
+                "logind doesn't wait as long as pods have at a shutdown: another InhibitDelayMaxSec counts more"
+            );
+        }
     }
     let mut watch = Logind::connect(bus)?.watch()?;
     loop {
@@ -164,6 +181,25 @@ fn listen_once(seconds: i64, held: &Held, tell: &mpsc::Sender<bool>) -> io::Resu
         }
         logind = Logind::connect(bus)?;
     }
+}
+
+/// The delay that logind grants once it has read its configuration again, which it does in its own time: asked a few
+/// times, less and less often, while it is less than is wanted.
+fn settle(
+    wanted: Duration,
+    mut longest: impl FnMut() -> io::Result<Duration>,
+    mut pause: impl FnMut(Duration),
+) -> io::Result<Duration> {
+    let mut wait = FIRST_PAUSE;
+    for _ in 0..PAUSES {
+        pause(wait);
+        wait *= 2;
+        let found = longest()?;
+        if found >= wanted {
+            return Ok(found);
+        }
+    }
+    longest()
 }
 
 /// Lets logind wait long enough from its next start or reload on.
@@ -219,6 +255,30 @@ mod tests {
         assert!(text.contains("InhibitDelayMaxSec=45"), "{text}");
         let files = fs::read_dir(dir.path().join("logind.conf.d")).expect("listed");
         assert_eq!(files.count(), 1);
+    }
+
+    #[test]
+    fn logind_is_asked_again_until_it_has_read_its_configuration() {
+        let seconds = Duration::from_secs;
+        let asked = |answers: &[u64]| {
+            let mut answers = answers.iter().copied();
+            let mut pauses = Vec::new();
+            let longest = || {
+                answers
+                    .next()
+                    .map(seconds)
+                    .ok_or_else(|| io::Error::other("asked too often"))
+            };
+            let found = settle(seconds(30), longest, |pause| pauses.push(pause.as_millis()));
+            (found.expect("answered"), pauses)
+        };
+        assert_eq!(asked(&[5, 5, 30]), (seconds(30), vec![100, 200, 400]));
+        let (found, pauses) = asked(&[5; 6]);
+        assert_eq!(
+            (found, pauses.len()),
+            (seconds(5), 5),
+            "another setting counts more"
+        );
     }
 
     #[test]

@@ -118,8 +118,61 @@ fn images_are_in_use_by_whatever_name_containers_tell() {
         by("", "b@sha256:y", ""),
         by("", "", "c:1"),
     ];
-    let used: Vec<String> = in_use(&images, &containers).into_iter().collect();
+    let used: Vec<String> = in_use(&images, &containers, &BTreeSet::new())
+        .into_iter()
+        .collect();
     assert_eq!(used, ["sha256:1", "sha256:2", "sha256:3"]);
+}
+
+#[test]
+fn images_that_volumes_are_made_of_are_in_use() {
+    let manifest = serde_json::json!({"spec": {"containers": [], "volumes": [
+        {"name": "a", "image": {"reference": "data"}},
+        {"name": "b", "image": {"reference": "example.org/models/small:1"}},
+        {"name": "c", "image": {"reference": "example.org/big:2@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"}},
+        {"name": "d", "emptyDir": {}},
+    ]}});
+    let pod: Pod = serde_json::from_value(manifest).expect("a pod");
+    let image = |id: &str, tag: &str, digest: &str| v1::Image {
+        id: id.to_owned(),
+        repo_tags: vec![tag.to_owned()],
+        repo_digests: vec![digest.to_owned()],
+        ..Default::default()
+    };
+    let images = [
+        image("sha256:1", "docker.io/library/data:latest", ""),
+        image("sha256:2", "example.org/models/small:1", ""),
+        image(
+            "sha256:3",
+            "",
+            "example.org/big@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        ),
+        image("sha256:4", "docker.io/library/data:2", ""),
+    ];
+    let mounted = mounted_images(&[Arc::new(pod)]);
+    let used: Vec<String> = in_use(&images, &[], &mounted).into_iter().collect();
+    assert_eq!(used, ["sha256:1", "sha256:2", "sha256:3"]);
+    assert!(mounted.contains("data:latest") && mounted.contains("data"));
+}
+
+#[test]
+fn the_current_container_is_the_last_attempt_whatever_the_clock_said() {
+    use v1::ContainerState::ContainerExited;
+    let noted = |id: &str, attempt: &str, created_at| {
+        let mut one = container(id, "web", created_at, ContainerExited);
+        let note = (RESTART_COUNT.to_owned(), attempt.to_owned());
+        one.annotations = [note].into();
+        one
+    };
+    // Before the second one the clock stepped back.
+    let all = [noted("0", "0", 50), noted("1", "1", 10), noted("2", "2", 20)];
+    assert_eq!(plan(&[], &all, alive, false, late()).containers, ["0"]);
+    let mut told = container("told", "web", 1, ContainerExited);
+    told.metadata = Some(v1::ContainerMetadata {
+        name: "web".to_owned(),
+        attempt: 7,
+    });
+    assert_eq!(attempt(&told), 7);
 }
 
 #[test]

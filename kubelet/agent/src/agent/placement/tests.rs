@@ -77,7 +77,7 @@ fn without_policies_nothing_is_done() {
     let config = config("none", "None");
     let placement = Placement::new(&config, &machine(), &capacity(1_000), root.path()).expect("no policies");
     assert!(placement.is_idle());
-    placement.admit(&pod("a", "2")).expect("admitted");
+    placement.admit(&pod("a", "2"), &[]).expect("admitted");
     assert_eq!(placement.of("a", "c"), Allocated::default());
     placement.release("a");
     placement.forget_gone(|_| false);
@@ -92,8 +92,8 @@ fn cpus_and_memory_are_given_kept_over_a_restart_and_given_back() {
     let config = config("static", "Static");
     let start = || Placement::new(&config, &machine(), &capacity(1_000), root.path()).expect("started");
     let placement = start();
-    placement.admit(&pod("a", "2")).expect("admitted");
-    placement.admit(&pod("shared", "500m")).expect("admitted");
+    placement.admit(&pod("a", "2"), &[]).expect("admitted");
+    placement.admit(&pod("shared", "500m"), &[]).expect("admitted");
     let given = placement.of("a", "c");
     assert!(given.exclusive, "{given:?}");
     assert_eq!(given.memory_nodes, "0");
@@ -115,7 +115,7 @@ fn cpus_and_memory_are_given_kept_over_a_restart_and_given_back() {
     assert!(!again.has_restored());
     assert!(!again.of("a", "c").exclusive);
     assert_eq!(start().of("any", "c").cpus, "0-3");
-    again.admit(&pod("b", "2")).expect("admitted");
+    again.admit(&pod("b", "2"), &[]).expect("admitted");
     again.forget_gone(|_| false);
     assert!(again.of("b", "c").exclusive, "its worker releases it");
     again.release("b");
@@ -133,11 +133,11 @@ fn who_can_t_have_all_gets_nothing() {
         second.name = "d".to_owned();
         spec.containers.push(second);
     }
-    let (reason, message) = placement.admit(&two).expect_err("there are three");
+    let (reason, message) = placement.admit(&two, &[]).expect_err("there are three");
     assert_eq!(reason, "UnexpectedAdmissionError");
     assert!(message.starts_with("Allocate failed due to "), "{message}");
     assert_eq!(placement.of("a", "c").cpus, "0-3");
-    placement.admit(&pod("b", "3")).expect("all are there still");
+    placement.admit(&pod("b", "3"), &[]).expect("all are there still");
 }
 
 #[test]
@@ -154,4 +154,44 @@ fn a_state_that_can_t_be_followed_stops_the_start() {
     );
     let refused = nothing.expect_err("nothing is reserved");
     assert!(refused.contains("to be greater than zero"), "{refused}");
+}
+
+#[test]
+fn containers_are_told_again_until_it_is_known_to_have_worked() {
+    let all = |cpus: &str| ["a", "b"].map(|id| (id.to_owned(), cpus.to_owned())).to_vec();
+    let mut told = BTreeMap::new();
+    assert_eq!(untold(all("0-3"), &mut told), all("0-3"));
+    // Only one of them could be told.
+    told.insert("a".to_owned(), "0-3".to_owned());
+    assert_eq!(untold(all("0-3"), &mut told), all("0-3")[1..]);
+    told.insert("b".to_owned(), "0-3".to_owned());
+    assert!(untold(all("0-3"), &mut told).is_empty());
+    assert_eq!(untold(all("2-3"), &mut told), all("2-3"));
+    assert!(untold(Vec::new(), &mut told).is_empty());
+    assert!(told.is_empty(), "those that are gone are forgotten");
+}
+
+#[test]
+fn what_preempted_pods_have_is_free_for_whom_they_end() {
+    let root = tempfile::tempdir().expect("a directory");
+    let config = config("static", "Static");
+    let placement = Placement::new(&config, &machine(), &capacity(1_000), root.path()).expect("started");
+    placement.admit(&pod("victim", "2"), &[]).expect("admitted");
+    placement
+        .admit(&pod("critical", "2"), &[])
+        .expect_err("one is left");
+    assert!(placement.of("victim", "c").exclusive, "a refusal takes nothing");
+    placement
+        .admit(&pod("critical", "2"), &["victim".to_owned()])
+        .expect("the victim's are free");
+    let (own, rest) = (placement.of("critical", "c"), placement.of("victim", "c"));
+    assert!(own.exclusive && !rest.exclusive);
+    let [own, rest] = [own, rest].map(|given| given.cpus.parse::<CpuSet>().expect("a list"));
+    assert_eq!(rest.intersection(&own).len(), 0);
+    assert_eq!(
+        sharing(&placement, &[container("1", "victim")]),
+        [("1".to_owned(), rest.to_string())]
+    );
+    placement.release("victim");
+    assert!(placement.of("critical", "c").exclusive);
 }

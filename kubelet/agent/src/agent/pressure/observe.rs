@@ -12,7 +12,7 @@ use kubelet_volumes::VolumeUsage;
 
 use super::super::node_stats::{file_system, processes};
 use crate::node::eviction::{ContainerUsage, Disks, Observation, Observations, Signal, Storage, Usage};
-use crate::runtime::observe::labels::POD_UID;
+use crate::runtime::observe::labels::{CONTAINER_NAME, POD_UID};
 use crate::server::stats::node;
 use crate::server::stats::summary::FsStats;
 
@@ -178,27 +178,50 @@ pub(super) fn of_runtime(stats: &[v1::PodSandboxStats]) -> BTreeMap<String, Usag
             let Some(name) = one.attributes.as_ref().and_then(|known| known.metadata.as_ref()) else {
                 continue;
             };
-            let layer = one.writable_layer.as_ref();
-            let used = ContainerUsage {
-                memory: one
-                    .memory
-                    .as_ref()
-                    .and_then(|memory| number(memory.working_set_bytes.as_ref())),
-                root: Storage {
-                    bytes: layer
-                        .and_then(|layer| number(layer.used_bytes.as_ref()))
-                        .unwrap_or(0),
-                    inodes: layer
-                        .and_then(|layer| number(layer.inodes_used.as_ref()))
-                        .unwrap_or(0),
-                },
-                logs: Storage::default(),
-            };
-            usage.containers.insert(name.name.clone(), used);
+            usage.containers.insert(name.name.clone(), of_container(one));
         }
         all.insert(uid.clone(), usage);
     }
     all
+}
+
+/// What the runtime tells of its containers, added up by the pods' UIDs; it tells no numbers of processes.
+pub(super) fn of_containers(stats: &[v1::ContainerStats]) -> BTreeMap<String, Usage> {
+    let mut all: BTreeMap<String, Usage> = BTreeMap::new();
+    for one in stats {
+        let labels = one.attributes.as_ref().map(|known| &known.labels);
+        let label = |name: &str| labels.and_then(|labels| labels.get(name)).cloned();
+        let (Some(uid), Some(name)) = (label(POD_UID), label(CONTAINER_NAME)) else {
+            continue;
+        };
+        let used = of_container(one);
+        let usage = all.entry(uid).or_default();
+        if let Some(memory) = used.memory {
+            usage.memory = Some(usage.memory.unwrap_or(0).saturating_add(memory));
+        }
+        usage.containers.insert(name, used);
+    }
+    all
+}
+
+fn of_container(one: &v1::ContainerStats) -> ContainerUsage {
+    let number = |value: Option<&v1::UInt64Value>| value.map(|value| signed(value.value));
+    let layer = one.writable_layer.as_ref();
+    ContainerUsage {
+        memory: one
+            .memory
+            .as_ref()
+            .and_then(|memory| number(memory.working_set_bytes.as_ref())),
+        root: Storage {
+            bytes: layer
+                .and_then(|layer| number(layer.used_bytes.as_ref()))
+                .unwrap_or(0),
+            inodes: layer
+                .and_then(|layer| number(layer.inodes_used.as_ref()))
+                .unwrap_or(0),
+        },
+        logs: Storage::default(),
+    }
 }
 
 /// Adds what a pod's volumes and logs hold.

@@ -168,3 +168,48 @@ fn memory_that_runs_low_takes_a_static_pod() {
     assert!(shortage.reclaim.is_empty());
     assert_eq!(shortage.victim(&settings, &all).expect("a victim").uid, "u");
 }
+
+#[test]
+fn statistics_of_containers_add_up_to_their_pods() {
+    let one = |uid: &str, name: &str, memory, disk| {
+        let number = |value| Some(v1::UInt64Value { value });
+        v1::ContainerStats {
+            attributes: Some(v1::ContainerAttributes {
+                labels: [
+                    (
+                        crate::runtime::observe::labels::POD_UID.to_owned(),
+                        uid.to_owned(),
+                    ),
+                    (
+                        crate::runtime::observe::labels::CONTAINER_NAME.to_owned(),
+                        name.to_owned(),
+                    ),
+                ]
+                .into(),
+                ..Default::default()
+            }),
+            memory: Some(v1::MemoryUsage {
+                working_set_bytes: number(memory),
+                ..Default::default()
+            }),
+            writable_layer: Some(v1::FilesystemUsage {
+                used_bytes: number(disk),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    };
+    let all = [one("u", "a", 100, 7), one("u", "b", 20, 0), one("v", "a", 3, 0)];
+    let used = observe::of_containers(&all);
+    assert_eq!((used["u"].memory, used["v"].memory), (Some(120), Some(3)));
+    assert_eq!(used["u"].containers["a"].root.bytes, 7);
+    assert_eq!(used["u"].processes, None);
+    assert!(observe::of_containers(&[v1::ContainerStats::default()]).is_empty());
+}
+
+#[tokio::test]
+async fn what_the_runtime_does_not_tell_is_unknown_and_not_nothing() {
+    let daemon = crate::testing::FakeCri::start();
+    // It has neither statistics of sandboxes nor of containers.
+    assert!(measured(&daemon.cri).await.is_err());
+}

@@ -310,12 +310,18 @@ impl Shortage {
         passed(&settings.thresholds, observations, true).is_empty()
     }
 
-    /// The pod that goes; `None` when there is none that may.
+    /// The pod that goes; `None` when there is none that may. Where static pods aren't spared, only one that is known to
+    /// use some of what runs low.
     #[must_use]
     pub fn victim(&self, settings: &Settings, pods: &[Candidate<'_>]) -> Option<Eviction> {
         let mut ranked: Vec<&Candidate<'_>> = pods
             .iter()
             .filter(|one| !is_critical(one.pod, settings.spare_static))
+            // Upstream's victims come back by their controllers; a static pod is gone for good, and ending one that uses
+            // nothing would help nobody.
+            .filter(|one| {
+                settings.spare_static || rank::gives_back(one, self.threshold.signal, settings.disks)
+            })
             .collect();
         rank::sort(&mut ranked, self.threshold.signal, settings.disks);
         let chosen = ranked.first()?;

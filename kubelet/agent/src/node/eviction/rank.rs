@@ -24,19 +24,30 @@ pub(super) fn sort(pods: &mut [&Candidate<'_>], signal: Signal, disks: Disks) {
     });
 }
 
+/// Whether a pod is known to use some of what runs low.
+pub(super) fn gives_back(one: &Candidate<'_>, signal: Signal, disks: Disks) -> bool {
+    used(one.usage, signal, disks).is_some_and(|used| used > 0)
+}
+
 /// Use less request; `None` when the use isn't known.
 fn over_request(pod: &Pod, usage: Option<&Usage>, signal: Signal, disks: Disks) -> Option<i64> {
-    let usage = usage?;
+    let used = used(usage, signal, disks)?;
     let requested = |name: &str| PodResources::of(pod).request(name);
+    Some(match signal.resource() {
+        "memory" => used.saturating_sub(requested("memory")),
+        "pids" | "inodes" => used,
+        _ => used.saturating_sub(requested("ephemeral-storage")),
+    })
+}
+
+/// How much of what runs low a pod uses; `None` when that isn't known.
+fn used(usage: Option<&Usage>, signal: Signal, disks: Disks) -> Option<i64> {
+    let usage = usage?;
     match signal.resource() {
-        "memory" => Some(usage.memory?.saturating_sub(requested("memory"))),
+        "memory" => usage.memory,
         "pids" => Some(usage.processes.unwrap_or(0)),
         "inodes" => Some(disk(usage, signal, disks).inodes),
-        _ => Some(
-            disk(usage, signal, disks)
-                .bytes
-                .saturating_sub(requested("ephemeral-storage")),
-        ),
+        _ => Some(disk(usage, signal, disks).bytes),
     }
 }
 

@@ -250,6 +250,47 @@ fn critical_pods_stay() {
 }
 
 #[test]
+fn where_static_pods_may_go_none_does_that_gives_nothing_back() {
+    let mut settings = settings("memory.available=100Mi,pid.available=10%", "", "");
+    settings.spare_static = false;
+    let (idle, unknown, busy) = (
+        pod("a-idle", 0, "0"),
+        pod("b-unknown", 0, "0"),
+        pod("c-busy", 5, "1Gi"),
+    );
+    let (nothing, little) = (uses(0, 0), uses(MI, 0));
+    let silent = Usage::default();
+    let mut pods = vec![
+        Candidate {
+            pod: &idle,
+            usage: Some(&nothing),
+        },
+        Candidate {
+            pod: &unknown,
+            usage: None,
+        },
+        Candidate {
+            pod: &unknown,
+            usage: Some(&silent),
+        },
+    ];
+    let seen = seen(Signal::MemoryAvailable, 0, 0);
+    let shortage = State::default()
+        .synchronize(&settings, &seen, &pods, at(0))
+        .shortage
+        .unwrap();
+    assert_eq!(shortage.victim(&settings, &pods), None);
+    pods.push(Candidate {
+        pod: &busy,
+        usage: Some(&little),
+    });
+    assert_eq!(shortage.victim(&settings, &pods).unwrap().uid, "c-busy");
+    // Upstream's order, where others bring the victim back.
+    settings.spare_static = true;
+    assert_eq!(shortage.victim(&settings, &pods).unwrap().uid, "b-unknown");
+}
+
+#[test]
 fn soft_thresholds_wait_and_leave_time() {
     let settings = settings("", "memory.available=100Mi", "");
     let one = pod("one", 0, "1Mi");

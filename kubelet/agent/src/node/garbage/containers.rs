@@ -38,6 +38,8 @@ pub struct Dead {
     pub uid: String,
     /// Its name.
     pub name: String,
+    /// Which of that name it is, counted from 0: the node's clock may have stepped back since the one before.
+    pub attempt: u32,
     /// When it was made.
     pub created: Timestamp,
 }
@@ -49,6 +51,8 @@ pub struct Sandbox {
     pub id: String,
     /// The pod.
     pub uid: String,
+    /// Which of the pod's it is, counted from 0.
+    pub attempt: u32,
     /// When it was made.
     pub created: Timestamp,
     /// Whether it is ready.
@@ -86,7 +90,9 @@ pub fn containers(
         units.entry((&one.uid, &one.name)).or_default().push(one);
     }
     for unit in units.values_mut() {
-        unit.sort_by(|one, two| (two.created, &two.id).cmp(&(one.created, &one.id)));
+        unit.sort_by(|one, two| {
+            (two.attempt, two.created, &two.id).cmp(&(one.attempt, one.created, &one.id))
+        });
     }
     let mut remove = Vec::new();
     if sources_ready {
@@ -131,15 +137,18 @@ pub fn sandboxes(
     sources_ready: bool,
     everything: bool,
 ) -> Vec<String> {
-    let mut newest: BTreeMap<&str, (Timestamp, &str)> = BTreeMap::new();
+    let mut newest: BTreeMap<&str, (u32, Timestamp, &str)> = BTreeMap::new();
     for one in all {
-        let entry = newest.entry(&one.uid).or_insert((one.created, &one.id));
-        *entry = (*entry).max((one.created, &one.id));
+        let age = (one.attempt, one.created, one.id.as_str());
+        let entry = newest.entry(&one.uid).or_insert(age);
+        *entry = (*entry).max(age);
     }
     let goes = |one: &&Sandbox| {
         let state = state(&one.uid);
         let ended = sources_ready && (state == PodState::Gone || everything && state == PodState::Ended);
-        let replaced = newest.get(one.uid.as_str()).is_some_and(|(_, id)| *id != one.id);
+        let replaced = newest
+            .get(one.uid.as_str())
+            .is_some_and(|(_, _, id)| *id != one.id);
         !one.ready && !one.has_containers && (ended || replaced)
     };
     all.iter().filter(goes).map(|one| one.id.clone()).collect()

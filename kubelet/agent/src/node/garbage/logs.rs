@@ -15,6 +15,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use nix::errno::Errno;
+use nix::fcntl::{RenameFlags, renameat2};
 
 const TEMPORARY: &str = ".tmp";
 const COMPRESSED: &str = ".gz";
@@ -122,7 +124,7 @@ pub fn tidy(base: &str, names: &[String], most_files: usize) -> Vec<Step> {
 /// Rotates a running container's log if it is large enough.
 ///
 /// # Errors
-/// The file or the call that failed; the log is written to as before then.
+/// The file or the call that failed; the log is written to as before then, unless the runtime made a new one all the same.
 pub async fn rotate(
     policy: &Policy,
     container_id: &str,
@@ -148,8 +150,12 @@ pub async fn rotate(
     let rotated = with_ending(log, &format!(".{time}"));
     fs::rename(log, &rotated).map_err(failed("rename", log))?;
     if let Err(error) = reopen(runtime, container_id, log).await {
-        // Else the runtime would write to one that is about to be compressed.
-        fs::rename(&rotated, log).map_err(failed("rename", &rotated))?;
+        // Else the runtime would write to one that is about to be compressed. Where it made a new one before it failed, or
+        // after we stopped waiting, that is the one it writes to.
+        match renameat2(None, &rotated, None, log, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(failed("rename", &rotated)(errno.into())),
+        }
         return Err(error);
     }
     Ok(Outcome::Rotated)

@@ -128,6 +128,7 @@ fn dead(id: &str, uid: &str, name: &str, second: i64) -> Dead {
         id: id.to_owned(),
         uid: uid.to_owned(),
         name: name.to_owned(),
+        attempt: 0,
         created: at(second),
     }
 }
@@ -170,10 +171,33 @@ fn the_newest_dead_container_of_each_name_is_kept() {
 }
 
 #[test]
+fn the_newest_is_the_last_attempt_whatever_the_clock_said() {
+    let at_attempt = |id: &str, attempt, second| Dead {
+        attempt,
+        ..dead(id, "alive", "a", second)
+    };
+    let all = [at_attempt("before", 0, 9), at_attempt("after", 1, 2)];
+    let policy = containers::Policy::default();
+    let gone = containers::containers(&policy, &all, states, true, false, at(10));
+    assert_eq!(gone, ["before"]);
+    let sandbox = |id: &str, attempt, second| Sandbox {
+        id: id.to_owned(),
+        uid: "alive".to_owned(),
+        attempt,
+        created: at(second),
+        ready: false,
+        has_containers: false,
+    };
+    let all = [sandbox("before", 0, 9), sandbox("after", 1, 2)];
+    assert_eq!(containers::sandboxes(&all, states, true, false), ["before"]);
+}
+
+#[test]
 fn sandboxes_go_once_they_are_replaced_or_their_pod_is_gone() {
     let sandbox = |id: &str, uid: &str, second, ready, has_containers| Sandbox {
         id: id.to_owned(),
         uid: uid.to_owned(),
+        attempt: 0,
         created: at(second),
         ready,
         has_containers,
@@ -303,6 +327,39 @@ async fn a_refusal_leaves_the_log_as_it_was_and_an_absent_one_is_reopened() {
         Outcome::Reopened
     );
     assert!(log.exists());
+}
+
+/// Makes the new log, and then says that it couldn't.
+struct Late(std::path::PathBuf);
+
+#[async_trait::async_trait]
+impl logs::ReopenLog for Late {
+    async fn reopen(&self, _: &str) -> Result<(), String> {
+        std::fs::write(&self.0, "new").map_err(|error| error.to_string())?;
+        Err("deadline exceeded".to_owned())
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_was_made_anew_all_the_same_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("0.log");
+    std::fs::write(&log, "much text").unwrap();
+    let policy = logs::Policy {
+        most_bytes: 5,
+        most_files: 3,
+    };
+    let error = logs::rotate(&policy, "c", &log, &Late(log.clone()), at(0))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("deadline exceeded"), "{error}");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "new");
+    let all = names(dir.path());
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert_eq!(
+        std::fs::read_to_string(dir.path().join(&all[1])).unwrap(),
+        "much text"
+    );
 }
 
 #[test]
