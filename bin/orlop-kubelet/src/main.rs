@@ -71,6 +71,7 @@ fn run(arguments: Vec<String>) -> Result<()> {
     for warning in &resolved.warnings {
         tracing::warn!("{warning}");
     }
+    kubelet_agent::memory::begin();
     let supervisor = Supervisor::of_this_process().context("failed to reach the service manager")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)

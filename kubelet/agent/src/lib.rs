@@ -9,6 +9,7 @@ pub mod events;
 pub mod hooks;
 pub mod images;
 pub mod last_words;
+pub mod memory;
 pub mod metrics;
 pub mod node;
 pub mod pleg;

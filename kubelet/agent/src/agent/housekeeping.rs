@@ -84,9 +84,14 @@ impl House {
         // Not at once: the sources have to be heard before a pod counts as gone.
         let mut sweep = tokio::time::interval_at(tokio::time::Instant::now() + SWEEP, SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = 0;
         loop {
             sweep.tick().await;
             self.sweep().await;
+            let changes = self.ctx.registry.changes();
+            if std::mem::replace(&mut seen, changes) != changes {
+                self.ctx.blocking(crate::memory::give_back).await;
+            }
         }
     }
 

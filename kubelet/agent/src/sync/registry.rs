@@ -1,7 +1,7 @@
 //! The pods of this node with their statuses, for everybody who asks: the server, eviction, garbage collection.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use controlplane_api::k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -21,6 +21,7 @@ struct Entry {
 pub struct Registry {
     pods: RwLock<BTreeMap<String, Entry>>,
     settled: AtomicBool,
+    changes: AtomicU64,
 }
 
 impl Registry {
@@ -41,6 +42,7 @@ impl Registry {
 
     /// Sets a pod's spec and status.
     pub(super) fn publish(&self, uid: &str, pod: &Pod, status: PodStatus, active: bool) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
         if let Some(entry) = self.write().get_mut(uid) {
             entry.pod = Arc::new(Pod {
                 status: Some(status),
@@ -58,6 +60,11 @@ impl Registry {
     /// Whether every source has been heard. Before, nothing may be taken from a pod for not being known.
     pub fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Acquire)
+    }
+
+    /// How often a status was told, so far.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// All pods, each with its status, in the order of their UIDs.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
 
-use controlplane_api::k8s_openapi::api::core::v1::Pod;
+use controlplane_api::k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kubelet_pods::status::StatusOverride;
 use kubelet_pods::worker::turns::StaticTurns;
 use kubelet_pods::worker::{Cause, PodLife, Update as PodUpdate};
@@ -304,7 +304,7 @@ impl SyncLoop {
         let inbox = Arc::new(Inbox::default());
         self.workers.insert(uid.to_owned(), inbox.clone());
         if let Some(pod) = pod {
-            self.ctx.registry.enter(uid, pod, inbox.clone());
+            self.ctx.registry.enter(uid, pending(&pod), inbox.clone());
         }
         let queued = self.ctx.timelines.begin(uid, Phase::Queue, None);
         let worker = Worker::new(self.ctx.clone(), &life, uid, inbox);
@@ -413,6 +413,21 @@ impl SyncLoop {
             belongings::sweep_links(links);
         }
     }
+}
+
+/// A pod as it is told before its worker has looked.
+fn pending(pod: &Arc<Pod>) -> Arc<Pod> {
+    if pod.status.is_some() {
+        return pod.clone();
+    }
+    let status = PodStatus {
+        phase: Some("Pending".to_owned()),
+        ..PodStatus::default()
+    };
+    Arc::new(Pod {
+        status: Some(status),
+        ..(**pod).clone()
+    })
 }
 
 fn uid(pod: &Pod) -> &str {
