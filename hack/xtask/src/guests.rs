@@ -45,10 +45,23 @@ const LONG: &[&str] = &["hack-bench:cri"];
 
 /// Of which suites CI runs only some tests, by their names: emulated, two hundred pods take too long. Named on the command
 /// line, or with `--all`, they run whole.
-const BRIEFLY: &[(&str, &[&str])] = &[(
-    "tests-e2e:cri",
-    &["kill_points", "restart", "rpcs", "peers", "crictl_pod"],
-)];
+const BRIEFLY: &[(&str, &[&str])] = &[
+    (
+        "tests-e2e:cri",
+        &["kill_points", "restart", "rpcs", "peers", "crictl_pod"],
+    ),
+    (
+        "tests-e2e:kubelet",
+        &[
+            "a_manifest_becomes",
+            "a_killed_kubelet_comes",
+            "what_crashes",
+            "config_maps",
+            "sidecars",
+            "pods_that_run",
+        ],
+    ),
+];
 
 /// Which suites run a second time, with systemd as the maker of their nodes' cgroups, and which tests of them.
 const WITH_SYSTEMD: &[(&str, &[&str])] = &[(
